@@ -1,0 +1,1 @@
+"""Tables, artifacts, the store and the ledger: what stages exchange. No torch."""

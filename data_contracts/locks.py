@@ -1,0 +1,78 @@
+"""Locks between processes of one machine (or of one shared file system that honours flock).
+
+The kernel releases a flock with its owner's last file descriptor, so `kill -9` leaves none behind.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from data_contracts.durable import disk_error
+
+_LOGGER = logging.getLogger(__name__)
+_QUIET_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock during the block; says whom it waits for after one second."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error("open the lock", path, error) from error
+    with file:
+        _acquire(file, what)
+        try:
+            _write_owner(file)
+            yield
+        finally:
+            file.truncate(0)
+            # Explicitly: a forked child that inherited the descriptor must not keep the lock.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _acquire(file: TextIO, what: str) -> None:
+    started, told = time.monotonic(), False
+    while not _try_lock(file):
+        if not told and time.monotonic() - started >= _QUIET_SECONDS:
+            _LOGGER.warning("Waiting for %s, held by %s", what, _owner(file))
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_owner(file: TextIO) -> None:
+    owner = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    file.truncate(0)
+    json.dump(owner, file)
+    file.flush()
+
+
+def _owner(file: TextIO) -> str:
+    file.seek(0)
+    try:
+        owner = json.load(file)
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has just taken the lock and not yet written its name

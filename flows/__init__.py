@@ -1,0 +1,1 @@
+"""Prefect flows, the `rlhf` command line and the recipes."""

@@ -1,0 +1,223 @@
+"""The `rlhf` command line. Modules with torch, Prefect or MLflow behind them are imported by the
+command that needs them, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from data_contracts.errors import UserError
+from flows import cli_views
+from flows.cli_options import (
+    DataOption,
+    ForceNodesOption,
+    HomeOption,
+    ProcessesOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+    VersionsOption,
+    chosen_recipe,
+    claim,
+    opened,
+    paragraphs,
+    wide_console,
+)
+from flows.environment import places, prepare
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""The Llama 2 pipeline, from raw text to RLHF-Vn, as stages that can be re-run one by one.
+
+Try `rlhf demo`: a world of its own, no network, no GPU, ten minutes on two cores.
+Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
+
+On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
+what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and why.""",
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.command()
+@paragraphs
+def demo(
+    set_: SetOption = None,
+    home: HomeOption = None,
+    seed: SeedOption = None,
+    versions: VersionsOption = None,
+    num_processes: ProcessesOption = None,
+) -> None:
+    """Run the embedded sandbox from raw text to RLHF-V2.
+
+    Its prompts, demonstrations and annotators are generated, and a gold judge that no training
+    sees says whether RLHF worked. Run it again and everything is reused:
+
+    \b
+    - `rlhf demo && rlhf demo && rlhf plan`
+    """
+    _run(chosen_recipe("demo", set_, places(home), None, seed, versions, num_processes), home, [])
+
+
+@app.command()
+@paragraphs
+def run(
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    versions: VersionsOption = None,
+    num_processes: ProcessesOption = None,
+    force: ForceNodesOption = None,
+) -> None:
+    """Run a recipe; what is done already is reused.
+
+    \b
+    - `rlhf run --recipe real --data DIR`
+    - `rlhf run --recipe my.yaml --set pretrain.learning_rate=1e-3 --versions 3`
+
+    Killed half way? The same command goes on. With PREFECT_API_URL and MLFLOW_TRACKING_URI set it
+    reports to those servers, else to databases in the home.
+    """
+    chosen = chosen_recipe(recipe, set_, places(home), data, seed, versions, num_processes)
+    _run(chosen, home, force or [])
+
+
+def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
+    where = places(home)
+    store, ledger = opened(where)
+    claim(where, recipe)
+    prepare(where)
+    from flows.server import ensure_server
+
+    prefect_at = ensure_server(where)
+    from flows.pipeline import rlhf_run
+    from flows.report import print_report
+
+    rlhf_run(recipe.model_dump(mode="json"), where.home, force)
+    print_report(recipe, store, ledger, where, prefect_at, wide_console())
+
+
+@app.command()
+@paragraphs
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage (ppo) or a node (reward_model-safety).")],
+    version: Annotated[int | None, typer.Option("--version", help="n of RLHF-Vn.")] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="helpfulness or safety, for reward_model.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    num_processes: ProcessesOption = None,
+) -> None:
+    """Run one stage alone, on the inputs that the ledger has for its version.
+
+    \b
+    - `rlhf stage reward_model --version 2 --force`
+    - `rlhf stage reward_model --version 2 --domain safety --set safety_rm.num_epochs=2`
+    - `rlhf stage pretrain --num-processes 2`
+
+    Needs no Prefect server. Says whether the result is the same as before, and if not, which
+    finished stages now stand on old inputs.
+    """
+    where = places(home)
+    chosen = chosen_recipe(recipe, set_, where, data, seed, None, num_processes)
+    claim(where, chosen, keep=True)
+    prepare(where)
+    from flows.runner import Walk, find_nodes, rerun
+
+    wanted = f"{name}-{domain}" if domain else name
+    walk = Walk(chosen, where)
+    console = Console(highlight=False)
+    for done in rerun(find_nodes(chosen, wanted, version), walk, force=force):
+        for role, ref in done.result.manifest.outputs.items():
+            console.print(f"{done.result.node.id}:{role} {ref.digest}", soft_wrap=True)
+        if done.before is not None and not done.result.reused:
+            console.print(
+                "  the same digests as before: everything downstream stays valid"
+                if done.is_same
+                else "  not the digests of before"
+            )
+        for node, reason in done.stale.items():
+            console.print(f"  stale: {node}, since {reason}", soft_wrap=True)
+    walk.tracker.close_all()
+
+
+@app.command()
+@paragraphs
+def ingest(
+    file: Annotated[Path, typer.Argument(help="Text or JSON lines, plain or gzipped.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role", help="documents, demonstrations, prompts, preferences or open_preferences."
+        ),
+    ],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", help="text, jsonl_text, alpaca, qa, chat, prompts, hh, alpaca_eval, pairs."
+        ),
+    ],
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="helpfulness or safety, where rows do not say.")
+    ] = None,
+    skip_empty: Annotated[
+        bool, typer.Option("--skip-empty", help="Leave out rows with empty text.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Read one of your files as a source, to see what becomes of it.
+
+    \b
+    - `rlhf ingest hh.jsonl.gz --role preferences --format hh --domain safety`
+
+    Prints what was kept, what was dropped and why, and where the table is. A run reads its
+    sources from the recipe; `rlhf stage ingest` does that alone.
+    """
+    from pydantic import ValidationError
+
+    from stages.ingest import Config
+    from stages.runtime.stage import run_stage
+
+    source = {
+        "name": file.name.split(".")[0] or "file",
+        "path": file,
+        "role": role,
+        "format": format_,
+        "domain": domain,
+        "skip_empty": skip_empty,
+    }
+    try:
+        config = Config.model_validate({"sources": [source]})
+    except ValidationError as error:
+        problems = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{file} cannot be a source: {problems}", "Correct the options") from None
+    store, _ = opened(places(home))
+    manifest = run_stage("ingest", config, store).manifest
+    for name, count in manifest.metrics.items():
+        typer.echo(f"{name}: {count:,.0f}")
+    typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
+
+
+for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
+    app.command()(view)
+
+
+if __name__ == "__main__":
+    main()

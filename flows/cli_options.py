@@ -1,0 +1,176 @@
+"""What the `rlhf` commands share: their options, the recipe and the home they mean, and errors."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from data_contracts.errors import UserError
+from flows.environment import Places, places
+
+if TYPE_CHECKING:
+    from data_contracts.ledger import Ledger
+    from data_contracts.store import Store
+    from flows.recipe import Recipe
+
+USER_ERROR = 2
+INTERRUPTED = 130
+_FULL_BELOW_BYTES = 2**20
+_FILE_WIDTH = 140
+"""Columns of a table that goes to a file or a pipe."""
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A recipe's name (demo, real, 7b, 13b, 34b, 70b) or a YAML or JSON file. "
+        "Without it: the recipe of the home's newest run.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. ppo.kl_beta=0.02."),
+]
+HomeOption = Annotated[
+    str | None,
+    typer.Option("--home", help="Folder or URL of the store. Else $RLHF_HOME, else ./rlhf_home."),
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder in which relative source paths stand.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
+VersionsOption = Annotated[
+    int | None, typer.Option("--versions", help="Iterations to run: RLHF-V1 to Vn.")
+]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--num-processes", help="Ranks of every model stage.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+ForceNodesOption = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="NODE", help="Make it again, e.g. ppo or v2/ppo."),
+]
+
+
+def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that a user can mend become one paragraph and exit code 2; Ctrl-C becomes 130."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        home = places(kwargs.get("home")).local
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            Console(stderr=True).print("Interrupted; the same command goes on from here.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if not _disk_is_full(error, home):
+                raise
+            _fail(
+                f"The disk that holds {home} is full. Free some space or choose another --home, "
+                "and run the same command again: finished stages are reused."
+            )
+
+    return guarded
+
+
+def _fail(paragraph: str) -> None:
+    Console(stderr=True, highlight=False).print(paragraph, markup=False, soft_wrap=True)
+    raise typer.Exit(USER_ERROR)
+
+
+def _disk_is_full(error: BaseException, home: Path) -> bool:
+    """Whether an error is a full disk, whichever library or server met it."""
+    from stages.runtime.attempts import is_disk_full
+
+    if is_disk_full(error) or "database or disk is full" in str(error):
+        return True
+    existing = next((p for p in (home, *home.absolute().parents) if p.exists()), Path.cwd())
+    # Prefect's server is another process: all it says is that it could not
+    return shutil.disk_usage(existing).free < _FULL_BELOW_BYTES
+
+
+def chosen_recipe(
+    source: str | None,
+    settings: list[str] | None,
+    where: Places,
+    data: Path | None,
+    seed: int | None,
+    versions: int | None,
+    num_processes: int | None,
+) -> "Recipe":
+    """The recipe that --recipe names, or the home's, with the other options on top."""
+    from flows.recipe import load_recipe, recipe_names
+
+    if source is None:
+        if not where.recipe.is_file():
+            raise UserError(
+                f"No recipe is named, and nothing has run in {where.home} that could tell",
+                f"Add --recipe with one of {', '.join(recipe_names())}, or a file",
+            )
+        source = str(where.recipe)
+    return load_recipe(
+        source,
+        settings or [],
+        data_dir=str(data.absolute()) if data else None,
+        seed=seed,
+        num_versions=versions,
+        launch__num_processes=num_processes,
+    )
+
+
+def wide_console() -> Console:
+    """Tables keep their columns whole where no terminal limits them."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+
+
+def exists(where: Places) -> bool:
+    """Whether there is a home to look at; looking makes none."""
+    return "://" in where.home or where.local.is_dir()
+
+
+def opened(where: Places) -> "tuple[Store, Ledger]":
+    """The home's store and ledger; a local home is made when it is not there."""
+    from data_contracts.ledger import Ledger
+    from data_contracts.store import Store
+
+    store = Store.open(where.home)
+    return store, Ledger(store)
+
+
+def claim(where: Places, recipe: "Recipe", keep: bool = False) -> None:
+    """Write down the home's recipe, which later commands take; `keep` leaves one that is there.
+
+    Raises UserError when the home holds another product: its versions would be mixed.
+    """
+    from data_contracts.durable import write_durably
+    from flows.recipe import parse_file
+
+    if where.recipe.is_file():
+        product = parse_file(where.recipe).get("product")
+        if product != recipe.product:
+            raise UserError(
+                f"The home {where.home} holds the iterations of {product}, and recipe "
+                f"{recipe.name} is for {recipe.product}",
+                "Choose another folder with --home, one for each product",
+            )
+        if keep:
+            return
+    where.local.mkdir(parents=True, exist_ok=True)
+    write_durably(where.recipe, recipe.model_dump_json(indent=2).encode())
+
+
+def print_json(value: Any) -> None:
+    """Write a value to standard output for other programs."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write(os.linesep)

@@ -1,0 +1,170 @@
+"""The commands that look and change nothing: plan, status, models, check."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.cli_options import (
+    DataOption,
+    ForceNodesOption,
+    HomeOption,
+    JsonOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+    VersionsOption,
+    chosen_recipe,
+    exists,
+    opened,
+    paragraphs,
+    print_json,
+    wide_console,
+)
+from flows.environment import Places, places
+
+if TYPE_CHECKING:
+    from flows.planner import Step
+    from flows.recipe import Recipe
+
+
+@paragraphs
+def plan(
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    versions: VersionsOption = None,
+    force: ForceNodesOption = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print every stage's settings, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say for every stage whether it would be reused or run, and why. Runs nothing.
+
+    \b
+    - `rlhf plan --recipe 70b --settings`
+    - `rlhf plan --set ppo.kl_beta=0.02`
+    """
+    where = places(home)
+    chosen = chosen_recipe(recipe, set_, where, data, seed, versions, None)
+    from flows.planner import plan as planned
+
+    store, ledger = opened(where) if exists(where) else (None, None)
+    steps = planned(chosen, store, ledger, force or [])
+    if as_json:
+        print_json(
+            {
+                "recipe": chosen.model_dump(mode="json"),
+                "home": where.home,
+                "steps": [step.as_json() for step in steps],
+            }
+        )
+        return
+    _print_plan(chosen, where, steps, settings)
+
+
+def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: bool) -> None:
+    console = wide_console()
+    table = Table(title=f"{recipe.name}: {recipe.description}")
+    table.add_column("node", no_wrap=True)
+    table.add_column("plan")
+    table.add_column("why")
+    for step in steps:
+        table.add_row(str(step.node.id), step.action, step.reason)
+    console.print(table)
+    if settings:
+        import yaml
+
+        shown: dict[str, Any] = {}
+        for step in steps:
+            dumped = step.node.settings.model_dump(mode="json")
+            if dumped not in shown.values():
+                shown[str(step.node.id)] = dumped
+        console.print(yaml.safe_dump(shown, sort_keys=False), markup=False, soft_wrap=True)
+    if any(step.code_changed for step in steps):
+        console.print(
+            "Note: the code has changed since some of these results were made. They are reused "
+            "as long as the stage's VERSION is the same; --force NODE makes one again."
+        )
+    for missing in dict.fromkeys(step.missing for step in steps if step.missing):
+        console.print(f"To supply: {missing}", markup=False, soft_wrap=True)
+    num_runs = sum(step.action == "run" for step in steps)
+    console.print(
+        f"{len(steps) - num_runs} of {len(steps)} reused, {num_runs} to run, home {where.home}"
+    )
+
+
+@paragraphs
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what every version of the home stands on: stages, times, digests."""
+    where = places(home)
+    from flows.models import list_status
+
+    rows = list_status(*opened(where)) if exists(where) else []
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    from flows.graph import version_label
+    from flows.progress import duration
+
+    table = Table(title=f"Home {where.home}")
+    for header in ("version", "node", "state", "time", "finished (UTC)", "key"):
+        table.add_column(header, no_wrap=header != "state")
+    for row in rows:
+        table.add_row(
+            version_label(row.version),
+            row.node,
+            row.state,
+            duration(row.seconds),
+            row.finished_at.split("+")[0],
+            row.key[:12],
+        )
+    console = wide_console()
+    console.print(table)
+    if not rows:
+        console.print("Nothing has run here yet. Try: rlhf demo")
+
+
+@paragraphs
+def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the models of the home: name, version, digest, path.
+
+    Each folder is in Hugging Face layout: transformers, vLLM and lm-eval load it as it is.
+
+    \b
+    - `rlhf models --json`
+    """
+    where = places(home)
+    from flows.models import list_models
+
+    rows = list_models(*opened(where)) if exists(where) else []
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    console = wide_console()
+    for row in rows:
+        console.print(
+            f"{row.name:<15} v{row.version:<3} {row.digest[:12]}  {row.path}", soft_wrap=True
+        )
+    if not rows:
+        console.print("No model yet. Try: rlhf demo")
+
+
+@paragraphs
+def check(
+    file: Annotated[Path, typer.Argument(help="A Parquet file or a folder of them.")],
+    contract: Annotated[str, typer.Option("--contract", help="e.g. preferences")],
+) -> None:
+    """Check a table against its contract: schema, every row, page checksums.
+
+    \b
+    - `rlhf check preferences.parquet --contract preferences`
+    """
+    from data_contracts.parquet import check_file
+
+    typer.echo(f"{file}: {check_file(file, contract):,} rows satisfy {contract}")

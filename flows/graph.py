@@ -1,0 +1,352 @@
+"""The pipeline as data: which stage reads which output, for every version of a recipe.
+
+    base   sandbox_world → ingest → tokenizer → tokenize_corpus → pretrain → sft
+    vN     sample_pairs → collect_preferences → reward_model-helpfulness, reward_model-safety
+           → rejection_sampling [→ ppo] → evaluate
+
+A node is a stage at its place. Its configuration is built when its inputs are known, so a plan
+can be made of a graph of which nothing has run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from data_contracts.ratings import Domain
+from flows.recipe import Recipe
+from flows.sources import NoSources, on_disk
+from stages.runtime.stage import stage_module
+
+BASE = 0
+"""The version of everything before the first iteration."""
+
+
+@dataclass(frozen=True, order=True)
+class NodeId:
+    """The place of a node: version 0 is the base, version n is RLHF-Vn."""
+
+    version: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{version_label(self.version)}/{self.name}"
+
+
+@dataclass(frozen=True, order=True)
+class Output:
+    """One output of a node, by role."""
+
+    node: NodeId
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.node}:{self.role}"
+
+
+Source = Output | tuple[Output, ...] | dict[str, Output]
+"""What a field of a configuration is filled with: one output, a list, or one for each label."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage at its place in the pipeline."""
+
+    id: NodeId
+    stage: str
+    """Module below `stages`."""
+    settings: Contract
+    seed: int
+    inputs: Mapping[str, Source] = field(default_factory=dict)
+    """Field of the stage's configuration → where its artifact comes from."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that follow from the place: the version, the domain, labels."""
+    files: Output | None = None
+    """Output whose folder holds the files that the settings name; the user's folder when None."""
+    data_dir: Path = Path()
+    """The user's folder."""
+
+    @property
+    def upstream(self) -> tuple[NodeId, ...]:
+        """Nodes that must have run before."""
+        return tuple(dict.fromkeys(output.node for output in self.outputs_read()))
+
+    def outputs_read(self) -> Iterator[Output]:
+        """Every output this node reads."""
+        if self.files is not None:
+            yield self.files
+        for source in self.inputs.values():
+            yield from outputs_in(source)
+
+    def config(
+        self, resolve: Callable[[Output], ArtifactRef], local: Callable[[ArtifactRef], Path]
+    ) -> StageConfig:
+        """The stage's configuration: `resolve` finds an input, `local` the folder of its files.
+
+        Raises UserError when a file that the settings name is missing.
+        """
+        folder = local(resolve(self.files)) if self.files else self.data_dir
+        settings = on_disk(self.settings, folder)
+        return stage_module(self.stage).Config.model_validate(
+            {
+                **{name: getattr(settings, name) for name in type(settings).model_fields},
+                **{name: _resolved(source, resolve) for name, source in self.inputs.items()},
+                **self.fixed,
+                "seed": self.seed,
+            }
+        )
+
+
+def version_label(version: int) -> str:
+    """ "base" or "v3"."""
+    return "base" if version == BASE else f"v{version}"
+
+
+def nodes(recipe: Recipe) -> list[Node]:
+    """Every node of a recipe, each after everything it reads."""
+    return [
+        *base_nodes(recipe),
+        *(n for v in range(1, recipe.num_versions + 1) for n in version_nodes(recipe, v)),
+    ]
+
+
+def base_nodes(recipe: Recipe) -> list[Node]:
+    """From raw text to the chat model."""
+    world = [_node(recipe, BASE, "sandbox_world", recipe.world)] if recipe.world else []
+    files = _base("sandbox_world", "files") if recipe.world else None
+    documents, tokenizer = _base("ingest", "documents"), _base("tokenizer", "tokenizer")
+    return [
+        *world,
+        _node(recipe, BASE, "ingest", recipe.ingest or NoSources(), files=files),
+        _node(recipe, BASE, "tokenizer", recipe.tokenizer, {"documents": documents}),
+        _node(
+            recipe,
+            BASE,
+            "tokenize_corpus",
+            recipe.tokenize_corpus,
+            {"documents": documents, "tokenizer": tokenizer},
+        ),
+        _node(
+            recipe,
+            BASE,
+            "pretrain",
+            recipe.pretrain,
+            {"token_shards": _base("tokenize_corpus", "token_shards"), "tokenizer": tokenizer},
+        ),
+        _node(
+            recipe,
+            BASE,
+            "sft",
+            recipe.sft,
+            {
+                "init_from": _base("pretrain", "model"),
+                "demonstrations": _base("ingest", "demonstrations"),
+            },
+        ),
+    ]
+
+
+def version_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """One iteration, RLHF-V`version`: from sampling pairs to evaluation."""
+    helpfulness_rm = _at(version, reward_model_name(Domain.helpfulness), "model")
+    safety_rm = _at(version, reward_model_name(Domain.safety), "model")
+    prompts = _base("ingest", "prompts")
+    return [
+        *preference_nodes(recipe, version),
+        reward_model_node(recipe, version, Domain.helpfulness, recipe.helpfulness_rm),
+        reward_model_node(recipe, version, Domain.safety, recipe.safety_rm),
+        _node(
+            recipe,
+            version,
+            "rejection_sampling",
+            recipe.rejection_sampling,
+            {
+                "prompts": prompts,
+                "policy": policy(recipe, version - 1),
+                "start_from": fine_tuning_start(recipe, version),
+                "helpfulness_rm": helpfulness_rm,
+                "safety_rm": safety_rm,
+                "earlier_samples": earlier_samples(recipe, version),
+                "demonstrations": _base("ingest", "demonstrations"),
+            },
+            {"version": version},
+        ),
+        *ppo_nodes(recipe, version),
+        _node(
+            recipe,
+            version,
+            "evaluate",
+            recipe.evaluate,
+            {
+                "models": evaluated_models(recipe, version),
+                "helpfulness_rm": helpfulness_rm,
+                "safety_rm": safety_rm,
+                "prompts": prompts,
+            },
+            {"version": version},
+        ),
+    ]
+
+
+def preference_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """The weekly batch: sampled from two model variants and labelled, or cut from an import."""
+    settings = recipe.collect_preferences
+    if settings.method == "imported":
+        imported = {"imported": _base("ingest", "preferences")}
+        return [
+            _node(recipe, version, "collect_preferences", settings, imported, {"batch": version})
+        ]
+    newest, other = version - 1, max(version - 2, 0)
+    return [
+        _node(
+            recipe,
+            version,
+            "sample_pairs",
+            recipe.sample_pairs,
+            {
+                "prompts": _base("ingest", "prompts"),
+                "model_a": policy(recipe, newest),
+                "model_b": policy(recipe, other),
+            },
+            {
+                "batch": version,
+                "label_a": policy_label(newest),
+                "label_b": policy_label(other),
+            },
+        ),
+        _node(
+            recipe,
+            version,
+            "collect_preferences",
+            settings,
+            {"comparisons": _at(version, "sample_pairs", "comparisons")},
+            {"batch": version},
+        ),
+    ]
+
+
+def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Contract) -> Node:
+    """A reward model on all preferences so far, initialised from the chat model."""
+    return _node(
+        recipe,
+        version,
+        "reward_model",
+        settings,
+        {
+            "init_from": _base("sft", "model"),
+            "preferences": tuple(
+                _at(v, "collect_preferences", "preferences") for v in range(1, version + 1)
+            ),
+            "open_preferences": _base("ingest", "open_preferences"),
+        },
+        {"domain": domain},
+        name=reward_model_name(domain),
+    )
+
+
+def ppo_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """PPO on top of rejection sampling, from the recipe's version on."""
+    if version < recipe.ppo_from_version:
+        return []
+    return [
+        _node(
+            recipe,
+            version,
+            "ppo",
+            recipe.ppo,
+            {
+                "policy": _at(version, "rejection_sampling", "model"),
+                "helpfulness_rm": _at(version, reward_model_name(Domain.helpfulness), "model"),
+                "safety_rm": _at(version, reward_model_name(Domain.safety), "model"),
+                "prompts": _base("ingest", "prompts"),
+            },
+        )
+    ]
+
+
+def reward_model_name(domain: Domain) -> str:
+    """Name of a domain's reward model node."""
+    return f"reward_model-{domain.value}"
+
+
+def policy(recipe: Recipe, version: int) -> Output:
+    """The model that a version hands on: SFT's, PPO's if it has one, or rejection sampling's."""
+    if version == BASE:
+        return _base("sft", "model")
+    stage = "ppo" if version >= recipe.ppo_from_version else "rejection_sampling"
+    return _at(version, stage, "model")
+
+
+def policy_label(version: int) -> str:
+    """Version name as tables write it: "sft", "v1", …"""
+    return "sft" if version == BASE else f"v{version}"
+
+
+def fine_tuning_start(recipe: Recipe, version: int) -> Output:
+    """The model that rejection sampling fine-tunes (§3.2.3: the base model)."""
+    if recipe.rejection_sampling_start == "base":
+        return _base("pretrain", "model")
+    if recipe.rejection_sampling_start == "sft":
+        return _base("sft", "model")
+    return policy(recipe, version - 1)
+
+
+def earlier_samples(recipe: Recipe, version: int) -> tuple[Output, ...]:
+    """Scored samples of all versions before, once the recipe keeps them in the bag."""
+    if version < recipe.bag_all_from_version:
+        return ()
+    return tuple(_at(v, "rejection_sampling", "scored_samples") for v in range(1, version))
+
+
+def evaluated_models(recipe: Recipe, version: int) -> dict[str, Output]:
+    """SFT's model and the policies of all versions so far, by label."""
+    return {policy_label(v): policy(recipe, v) for v in range(version + 1)}
+
+
+def _node(
+    recipe: Recipe,
+    version: int,
+    stage: str,
+    settings: Contract,
+    inputs: Mapping[str, Source] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+    files: Output | None = None,
+) -> Node:
+    return Node(
+        NodeId(version, name or stage),
+        stage,
+        settings,
+        recipe.seed,
+        inputs or {},
+        fixed or {},
+        files,
+        recipe.data_dir or Path(),
+    )
+
+
+def _base(node: str, role: str) -> Output:
+    return Output(NodeId(BASE, node), role)
+
+
+def _at(version: int, node: str, role: str) -> Output:
+    return Output(NodeId(version, node), role)
+
+
+def outputs_in(source: Source) -> Iterator[Output]:
+    """The outputs that one field of a configuration is filled with."""
+    if isinstance(source, Output):
+        yield source
+    else:
+        yield from source.values() if isinstance(source, dict) else source
+
+
+def _resolved(source: Source, resolve: Callable[[Output], ArtifactRef]) -> Any:
+    if isinstance(source, Output):
+        return resolve(source)
+    if isinstance(source, dict):
+        return {label: resolve(output) for label, output in source.items()}
+    return tuple(resolve(output) for output in source)

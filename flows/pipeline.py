@@ -1,0 +1,23 @@
+"""The Prefect flow of a whole run: the base, then every iteration of the recipe."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.graph import BASE
+from flows.iteration import as_recipe, rlhf_iteration
+
+
+@flow(name="rlhf-run", flow_run_name="rlhf-run", persist_result=False)
+def rlhf_run(recipe: str | dict[str, Any], home: str, force: list[str] | None = None) -> None:
+    """From raw text to the recipe's newest version. Finished stages are reused.
+
+    Each iteration is a run of its own in Prefect and gets the outputs that this run has made so
+    far, pinned, so that another recipe in the same home cannot come between.
+    """
+    values = as_recipe(recipe).model_dump(mode="json")
+    pinned: dict[str, Any] = {}
+    base = rlhf_iteration.with_options(flow_run_name="rlhf-base")
+    for version in range(BASE, int(values["num_versions"]) + 1):
+        iteration = base if version == BASE else rlhf_iteration
+        pinned = iteration(version, values, home, force, pinned)

@@ -1,0 +1,290 @@
+"""A recipe: every setting of a run in one typed record, by name or from a file.
+
+Defaults are the paper's and live on the stages' settings classes; a recipe says only where it
+differs. A file may begin with `extends: NAME`, and `--set a.b=c` changes one value of either.
+"""
+
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from data_contracts.base import Contract
+from data_contracts.errors import UserError
+from flows.sources import with_unknown_digests
+from stages.collect_preferences import CollectPreferencesSettings
+from stages.evaluate import EvaluateSettings
+from stages.ingest import IngestSettings
+from stages.ppo import PpoSettings
+from stages.pretrain import PretrainSettings
+from stages.rejection_sampling import RejectionSamplingSettings
+from stages.reward_model import RewardModelSettings
+from stages.runtime.launcher import Launch
+from stages.sample_pairs import SamplePairsSettings
+from stages.sandbox.world import WorldSettings
+from stages.sft import SftSettings
+from stages.tokenize_corpus import TokenizeCorpusSettings
+from stages.tokenizer import TokenizerSettings
+
+_MOST_PROBLEMS_SHOWN = 3
+
+
+class LaunchSettings(Contract):
+    """How many processes train; results do not depend on it beyond rounding."""
+
+    num_processes: int = Field(default=1, gt=0)
+    """Ranks of every model stage."""
+    by_stage: dict[str, int] = {}
+    """Ranks of single stages, by stage name, where they differ."""
+    num_threads: int | None = Field(default=None, gt=0)
+    """Threads of each process; all cores shared out evenly when it is not given."""
+    hostfile: Path | None = None
+    """Machines in DeepSpeed's format, for more than one."""
+
+    def of(self, stage: str) -> Launch:
+        """How one stage is launched; stages without a model always run in this process."""
+        if stage in _SINGLE_PROCESS_STAGES:
+            return Launch(num_threads=self.num_threads)
+        return Launch(
+            num_processes=self.by_stage.get(stage, self.num_processes),
+            hostfile=self.hostfile,
+            num_threads=self.num_threads,
+        )
+
+
+_SINGLE_PROCESS_STAGES = (
+    "sandbox_world",
+    "ingest",
+    "tokenizer",
+    "tokenize_corpus",
+    "collect_preferences",
+)
+
+
+class Recipe(Contract):
+    """One product's run, from raw text to RLHF-V`num_versions`."""
+
+    name: str
+    description: str = ""
+    product: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the MLflow experiment; a home holds the iterations of one product."""
+    seed: int = Field(default=0, ge=0)
+    data_dir: Path | None = Field(default=None, json_schema_extra={"in_key": False})
+    """Base of relative source paths; the current folder when it is not given."""
+    launch: LaunchSettings = Field(default=LaunchSettings(), json_schema_extra={"in_key": False})
+
+    num_versions: int = Field(default=5, ge=0)
+    """Iterations; 0 stops after supervised fine-tuning."""
+    ppo_from_version: int = Field(default=5, ge=1)
+    """First version with PPO on top of rejection sampling (§3.2.3)."""
+    bag_all_from_version: int = Field(default=4, ge=1)
+    """First version that fine-tunes on the best samples of all versions so far (§3.2.3)."""
+    rejection_sampling_start: Literal["base", "sft", "previous"] = "base"
+    """The model that each version's fine-tuning starts from; the paper takes the base model."""
+
+    world: WorldSettings | None = None
+    """Make the sandbox's world instead of reading files."""
+    ingest: IngestSettings | None = None
+    """The files; relative paths stand in `data_dir`, or in the sandbox's world if there is one."""
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    tokenize_corpus: TokenizeCorpusSettings = TokenizeCorpusSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    sft: SftSettings = SftSettings()
+    sample_pairs: SamplePairsSettings = SamplePairsSettings()
+    collect_preferences: CollectPreferencesSettings = CollectPreferencesSettings()
+    helpfulness_rm: RewardModelSettings = RewardModelSettings()
+    safety_rm: RewardModelSettings = RewardModelSettings()
+    rejection_sampling: RejectionSamplingSettings = RejectionSamplingSettings()
+    ppo: PpoSettings = PpoSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @field_validator("ingest", "tokenizer", mode="before")
+    @classmethod
+    def _read_without_files(cls, value: Any) -> Any:
+        return with_unknown_digests(value)
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    import flows.recipes as package
+
+    return sorted(
+        module.name.removeprefix("llama2_") for module in pkgutil.iter_modules(package.__path__)
+    )
+
+
+def load_recipe(source: str, settings: Sequence[str] = (), **overrides: Any) -> Recipe:
+    """A recipe by name or from a YAML or JSON file, with `a.b=c` settings and overrides on top.
+
+    Raises UserError for an unknown recipe, an unreadable file, an unknown key or a wrong type.
+    """
+    values = read_values(source)
+    for setting in settings:
+        values = merged(values, parse_setting(setting))
+    for key, value in overrides.items():
+        if value is not None:
+            values = merged(values, _nested(key.split("__"), value))
+    return validated(values, source)
+
+
+def read_values(source: str) -> dict[str, Any]:
+    """All values of a named recipe or of a file, what it extends included."""
+    if source in recipe_names():
+        return named_recipe(source).model_dump(mode="json")
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"There is no recipe {source!r} and no such file",
+            f"Take one of {', '.join(recipe_names())}, or the path of a YAML or JSON file",
+        )
+    values = parse_file(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return {"name": path.stem, **values}
+    return merged(read_values(str(base)), {"name": path.stem, **values})
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe that `flows/recipes` defines under this name."""
+    module = f"llama2_{name}" if name[0].isdigit() else name  # no module is called 7b
+    return importlib.import_module(f"flows.recipes.{module}").recipe()
+
+
+def parse_file(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds. Raises UserError with the line if it is none."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The recipe file {path} cannot be read: {error}", "Check the path and its permissions"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"The recipe file {path} is not valid YAML: {_flat(error)}", "Correct that line"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"The recipe file {path} does not hold a mapping", "Write `key: value` lines"
+        )
+    return values
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`a.b=c` as a nested mapping; the value is read as YAML."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {setting} is not key=value", "Write --set sft.num_epochs=3")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"The value of --set {key} is not valid YAML: {_flat(error)}", "Quote the value"
+        ) from error
+    return _nested(key.strip().split("."), value)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` on top: mappings merge, everything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def validated(values: dict[str, Any], source: str) -> Recipe:
+    """The typed recipe. Raises UserError that names each wrong key, and the nearest known one."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(dict(e)) for e in error.errors(include_url=False)]
+        shown = "; ".join(problems[:_MOST_PROBLEMS_SHOWN])
+        hidden = len(problems) - _MOST_PROBLEMS_SHOWN
+        more = f"; and {hidden} more" if hidden > 0 else ""
+        raise UserError(
+            f"Recipe {source}: {shown}{more}",
+            "Correct the recipe or the --set option; `rlhf plan --recipe NAME --json` shows all "
+            "keys of a recipe",
+        ) from error
+
+
+def settings_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in _models_in(field.annotation):
+            yield from settings_keys(inner, f"{prefix}{name}.")
+
+
+def _problem(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}{_did_you_mean(key)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if error["type"] in ("missing", "value_error"):
+        return f"{key or 'the recipe'}: {message}"
+    return f"{key}: {message}, not {_short(error['input'])}"
+
+
+def _did_you_mean(key: str) -> str:
+    known = list(settings_keys())
+    parent, _, leaf = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    for candidates, wanted in (
+        (siblings, key),
+        ([k for k in known if k.rpartition(".")[2] == leaf], leaf),
+        (known, key),
+    ):
+        near = difflib.get_close_matches(wanted, candidates, n=1, cutoff=0.6)
+        if near or (wanted == leaf and candidates):
+            return f" (did you mean {(near or candidates)[0]}?)"
+    return ""
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif not isinstance(annotation, type):
+        for argument in get_args(annotation):
+            yield from _models_in(argument)
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 3e-4 as text; people who write learning rates mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

@@ -1,0 +1,159 @@
+"""Public data in its publishers' formats, two weekly batches, on two cores in under 40 minutes.
+
+rlhf run --recipe real --data DIR
+"""
+
+from pathlib import Path
+
+from data_contracts.ratings import Domain
+from flows.recipe import Recipe
+from flows.sources import UNKNOWN
+from stages.collect_preferences import CollectPreferencesSettings
+from stages.evaluate import EvaluateSettings
+from stages.importers.source import Format, Role, Source
+from stages.ingest import IngestSettings
+from stages.models.finetuning import FinetuningSettings
+from stages.ppo import PpoSettings
+from stages.pretrain import ModelSettings, PretrainSettings
+from stages.rejection_sampling import RejectionSamplingSettings
+from stages.reward_model import RewardModelSettings
+from stages.sft import SftSettings
+from stages.tokenizer import TokenizerSettings
+
+SEQUENCE_LENGTH = 384
+REWARD_MODEL_TOKENS = 256
+"""Four passes over every pair's tokens make the reward models the longest stages of this run."""
+MAX_NEW_TOKENS = 64
+NUM_BATCHES = 2
+
+
+def recipe() -> Recipe:
+    """Four pretraining sources with weights, GSM8K and Alpaca SFT, AlpacaEval and HH pairs."""
+    return Recipe(
+        name="real",
+        description="Public data: GSM8K, Alpaca, AlpacaEval, HH-RLHF and four text sources",
+        product="real",
+        num_versions=NUM_BATCHES,
+        ppo_from_version=2,
+        bag_all_from_version=2,
+        rejection_sampling_start="previous",
+        ingest=ingest(),
+        tokenizer=TokenizerSettings(vocab_size=4096),
+        pretrain=PretrainSettings(
+            model=ModelSettings(
+                dim=192,
+                n_layers=4,
+                n_heads=6,
+                n_kv_heads=6,
+                ffn_hidden=512,
+                max_seq_len=512,
+            ),
+            source_weights={
+                "state_union": 0.15,
+                "movie_reviews": 0.4,
+                "abc_news": 0.35,
+                "shakespeare": 0.1,
+            },
+            num_tokens=3_000_000,
+            sequence_length=256,
+            global_batch_size=16,
+            micro_batch_size=16,
+            learning_rate=2e-3,
+            warmup_steps=50,
+        ),
+        sft=SftSettings(
+            learning_rate=5e-4,
+            sequence_length=SEQUENCE_LENGTH,
+            global_batch_size=16,
+            micro_batch_size=4,
+            num_epochs=1,
+            overlong="drop",
+        ),
+        collect_preferences=CollectPreferencesSettings(method="imported", num_batches=NUM_BATCHES),
+        helpfulness_rm=reward_model(),
+        safety_rm=reward_model(),
+        rejection_sampling=RejectionSamplingSettings(
+            num_prompts={"helpfulness": 150, "safety": 150},
+            num_samples=4,
+            max_new_tokens=MAX_NEW_TOKENS,
+            overlong="drop",
+            finetuning=FinetuningSettings(
+                learning_rate=2e-4,
+                sequence_length=SEQUENCE_LENGTH,
+                global_batch_size=16,
+                micro_batch_size=4,
+            ),
+        ),
+        ppo=PpoSettings(
+            num_iterations=8,
+            num_prompts={"helpfulness": 500, "safety": 500},
+            batch_size=64,
+            mini_batch_size=32,
+            micro_batch_size=16,
+            max_new_tokens=MAX_NEW_TOKENS,
+            learning_rate=2e-5,
+            value_learning_rate=1e-4,
+            num_value_warmup_iterations=2,
+            kl_beta=0.05,
+            num_held_out_prompts={"helpfulness": 48, "safety": 48},
+            evaluate_every=4,
+            overlong="drop",
+        ),
+        evaluate=EvaluateSettings(
+            num_prompts={"helpfulness": 80, "safety": 120},
+            max_new_tokens=MAX_NEW_TOKENS,
+            overlong="drop",
+        ),
+    )
+
+
+def reward_model() -> RewardModelSettings:
+    """Both reward models; long answers are cut so that they fit."""
+    return RewardModelSettings(
+        learning_rate=3e-4,
+        global_batch_size=32,
+        micro_batch_size=8,
+        max_tokens=REWARD_MODEL_TOKENS,
+        overlong="truncate",
+    )
+
+
+def ingest() -> IngestSettings:
+    """Nine files below the data folder, in the formats in which their publishers ship them."""
+    return IngestSettings(
+        sources=(
+            source("state_union", "pretrain", "documents", "jsonl_text"),
+            source("movie_reviews", "pretrain", "documents", "jsonl_text"),
+            source("abc_news", "pretrain", "documents", "jsonl_text"),
+            source("shakespeare", "pretrain", "documents", "jsonl_text"),
+            source("gsm8k_train", "sft", "demonstrations", "qa"),
+            source("alpaca_seed_tasks", "sft", "demonstrations", "alpaca"),
+            source("alpaca_eval_outputs", "sft", "demonstrations", "alpaca"),
+            source(
+                "alpaca_eval_annotations",
+                "preferences",
+                "preferences",
+                "alpaca_eval",
+                Domain.helpfulness,
+            ),
+            source("hh_harmless_base", "preferences", "preferences", "hh", Domain.safety),
+        ),
+        test_fraction=0.15,
+        validation_fraction=0.05,
+        prompts_from=("alpaca_eval_annotations", "hh_harmless_base"),
+    )
+
+
+def source(
+    name: str, folder: str, role: Role, file_format: Format, domain: Domain | None = None
+) -> Source:
+    """One gzipped JSON-lines file; rows with an empty answer are left out and counted."""
+    return Source(
+        name=name,
+        path=Path(folder, f"{name}.jsonl.gz"),
+        sha256=UNKNOWN,
+        role=role,
+        format=file_format,
+        domain=domain,
+        skip_empty=True,
+    )

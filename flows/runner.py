@@ -1,0 +1,156 @@
+"""Run one node: inputs from the ledger, the stage, the ledger's new head. Prefect's tasks and the
+command line both end here, so both agree on what is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.errors import UserError
+from data_contracts.keys import stage_key
+from data_contracts.ledger import Ledger
+from data_contracts.store import Manifest, Store
+from flows.environment import Places
+from flows.graph import Node, NodeId, Output, nodes
+from flows.planner import changed_downstream, head_manifest
+from flows.progress import Terminal, duration
+from flows.recipe import Recipe
+from flows.tracking import Tracker
+from stages.runtime.stage import run_stage, stage_module
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What running a node gave."""
+
+    node: Node
+    manifest: Manifest
+    reused: bool
+
+
+class Walk:
+    """A recipe's nodes against one home: what was made on the way is what comes next reads.
+
+    An input is taken from this walk, else from what the caller pinned, else from the ledger: so
+    re-running V3's reward model a month later reads V3's inputs.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        where: Places,
+        pinned: Mapping[str, ArtifactRef] | None = None,
+        terminal: Terminal | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.where = where
+        self.store = Store.open(where.home)
+        self.ledger = Ledger(self.store)
+        self.terminal = terminal or Terminal()
+        self.tracker = Tracker(recipe, where, self.store, warn=self.terminal.line)
+        self.outputs: dict[str, ArtifactRef] = dict(pinned or {})
+        """By `str(Output)`: "base/sft:model"."""
+
+    def resolve(self, output: Output) -> ArtifactRef:
+        """The artifact that an output stands for.
+
+        Raises UserError when the node it comes from has not run.
+        """
+        if str(output) not in self.outputs:
+            manifest = head_manifest(output.node, self.store, self.ledger)
+            if manifest is None:
+                raise UserError(
+                    f"{output.node} has not run in {self.where.home}, or its files are gone",
+                    f"Run it first: rlhf stage {output.node.name} --version {output.node.version}, "
+                    "or rlhf run for everything",
+                )
+            self.remember(output.node, manifest)
+        return self.outputs[str(output)]
+
+    def remember(self, node: NodeId, manifest: Manifest) -> None:
+        """Take a node's outputs as the ones to read from now on."""
+        self.outputs.update(
+            {str(Output(node, role)): ref for role, ref in manifest.outputs.items()}
+        )
+
+
+def run_node(node: Node, walk: Walk, *, force: bool = False) -> NodeResult:
+    """Reuse or make a node's outputs, set the ledger's head, and say so on the terminal.
+
+    Raises UserError when an input or a file is missing, and what the stage raises.
+    """
+    config = node.config(walk.resolve, walk.store.local)
+    key = stage_key(node.stage, stage_module(node.stage).VERSION, config)
+    label = str(node.id)
+    if not force and (manifest := walk.store.manifest(key)) is not None:
+        result = NodeResult(node, manifest, reused=True)
+        walk.terminal.line(f"= {label}: reused, {key[:12]}")
+    else:
+        run = walk.tracker.begin(node, key, config)
+        with walk.terminal.watching(label, walk.store, key, on_tick=run.flush_sometimes):
+            made = run_stage(
+                node.stage,
+                config,
+                walk.store,
+                force=force,
+                launch=walk.recipe.launch.of(node.stage),
+            )
+        result = NodeResult(node, made.manifest, made.reused)
+        walk.terminal.line(
+            f"+ {label}: {'reused' if made.reused else duration(made.manifest.seconds)}, {key[:12]}"
+        )
+    walk.ledger.set_head(node.id.version, node.id.name, key)
+    walk.remember(node.id, result.manifest)
+    walk.tracker.record(node, result.manifest, walk.store)
+    return result
+
+
+def find_nodes(recipe: Recipe, name: str, version: int | None) -> list[Node]:
+    """The nodes that a user means by a stage's or a node's name and a version.
+
+    Raises UserError, saying what there is, when there is none or more than one version has it.
+    """
+    everything = nodes(recipe)
+    named = [n for n in everything if name in (n.id.name, n.stage, str(n.id))]
+    if not named:
+        known = list(dict.fromkeys(n.id.name for n in everything))
+        raise UserError(f"The recipe has no node {name!r}", f"Take one of {', '.join(known)}")
+    versions = sorted({n.id.version for n in named})
+    if version is None and len(versions) > 1:
+        raise UserError(
+            f"{name} is part of the versions {', '.join(map(str, versions))}",
+            "Say which one with --version N",
+        )
+    chosen = versions[0] if version is None else version
+    if chosen not in versions:
+        raise UserError(
+            f"There is no {name} in version {chosen}",
+            f"It is part of the versions {', '.join(map(str, versions))}",
+        )
+    return [n for n in named if n.id.version == chosen]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What re-running a node changed."""
+
+    result: NodeResult
+    before: Manifest | None
+    """What the node's head was."""
+    stale: dict[NodeId, str]
+    """Finished nodes downstream whose inputs are not the newest any more."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every output has the digest that it had before."""
+        return self.before is not None and self.before.outputs == self.result.manifest.outputs
+
+
+def rerun(node_list: Sequence[Node], walk: Walk, *, force: bool) -> list[Rerun]:
+    """Run these nodes alone, on pinned inputs, and compare with what was there before."""
+    reruns = []
+    for node in node_list:
+        before = head_manifest(node.id, walk.store, walk.ledger)
+        result = run_node(node, walk, force=force)
+        stale = changed_downstream(walk.recipe, walk.store, walk.ledger)
+        reruns.append(Rerun(result, before, stale))
+    return reruns

@@ -1,0 +1,101 @@
+"""The built-in Prefect server: used when PREFECT_API_URL names none, gone with its process.
+
+Prefect would start one by itself, but that one outlives a `kill -9` of the run and keeps the
+database open; here the kernel ends the server with the process that started it. Run as a program
+this module is the server:
+
+    python -m flows.server PARENT_PID PORT
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from data_contracts.errors import UserError
+from flows.environment import Places
+from stages.runtime.launcher import die_with_parent
+
+API_URL_VARIABLE = "PREFECT_API_URL"
+_HOST = "127.0.0.1"
+_START_SECONDS = 120.0
+"""A busy machine needs longer than the 20 s that Prefect gives its own."""
+_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+
+
+def ensure_server(where: Places) -> str:
+    """Have an API to talk to: the user's, or a server on this home's database until we exit.
+
+    Returns the user's URL or the path of the database. Call it before anything imports prefect,
+    which reads the address once.
+
+    Raises UserError when the server does not start.
+    """
+    given = os.environ.get(API_URL_VARIABLE)
+    if given:
+        return given
+    log = where.prefect_home / "server.log"
+    port = _free_port()
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(os.getpid()), str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is ours; the flow still reports how it ended
+        )
+    # registered before prefect's own handlers, so it runs after they have sent the last logs
+    atexit.register(_stop, process)
+    _wait_until_healthy(f"http://{_HOST}:{port}/api", process, log)
+    os.environ[API_URL_VARIABLE] = f"http://{_HOST}:{port}/api"
+    return str(where.prefect_home / "prefect.db")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=_STOP_SECONDS):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(_POLL_SECONDS)
+    _stop(process)
+    raise UserError(
+        f"The built-in Prefect server did not start; its log is {log}",
+        "Free some memory or disk, or point PREFECT_API_URL at a server that runs",
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def serve(port: int) -> None:
+    """Serve Prefect's API without its page until the process is ended."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    uvicorn.run(app, host=_HOST, port=port, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    serve(int(sys.argv[2]))

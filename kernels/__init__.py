@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: model, attention, losses, PPO maths and generation. Torch only."""

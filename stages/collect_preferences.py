@@ -1,0 +1,137 @@
+"""Collect one weekly batch of human preferences (§3.2.1).
+
+    rlhf stage collect_preferences --recipe demo --version 1
+    python -m stages.collect_preferences --config batch.json --home RLHF_HOME
+
+Two sources, one contract: the sandbox's simulated annotator labels this week's comparisons, or
+preferences that were imported from files are cut into weekly batches.
+"""
+
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from data_contracts.errors import UserError
+from data_contracts.ratings import Domain
+from data_contracts.splits import split_of
+from stages.models.batches import shuffled
+from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.tables import table_output
+from stages.sandbox.annotator import AnnotatorSettings, annotate
+
+VERSION = "1"
+
+
+class CollectPreferencesSettings(Contract):
+    """Where the labels come from and how much of them is held out."""
+
+    method: Literal["simulated", "imported"] = "imported"
+    annotator: AnnotatorSettings = AnnotatorSettings()
+    """The simulated annotator's noise and grades (method simulated)."""
+    num_batches: int = Field(default=5, gt=0)
+    """Weekly batches that an import is cut into (method imported)."""
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts held out for testing (method simulated; an import carries its split)."""
+
+
+class Config(StageConfig, CollectPreferencesSettings):
+    """Settings and inputs of one weekly batch."""
+
+    batch: int = Field(gt=0)
+    comparisons: ArtifactRef | None = None
+    imported: ArtifactRef | None = None
+
+    @model_validator(mode="after")
+    def _has_its_input(self) -> "Config":
+        if (self.method == "simulated") != (self.comparisons is not None):
+            raise ValueError("method simulated labels comparisons, method imported an import")
+        if (self.method == "imported") != (self.imported is not None):
+            raise ValueError("method imported needs the imported preferences")
+        return self
+
+
+def run(config: Config, work: WorkDir) -> StageOutput:
+    """Label or cut, split by prompt, write, and report the batch's make-up (Tables 6 and 26)."""
+    if config.comparisons is not None:
+        rows = simulate(config, work.table(config.comparisons, "comparisons").to_pylist())
+    else:
+        assert config.imported is not None
+        rows = cut(config, work.table(config.imported, "preferences")).to_pylist()
+    if not rows:
+        raise UserError(
+            f"Weekly batch {config.batch} is empty",
+            "Import more preferences, or lower collect_preferences.num_batches",
+        )
+    output = table_output(work, "preferences", "preferences", rows)
+    return StageOutput({"preferences": output}, statistics(rows))
+
+
+def simulate(config: Config, comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Labels of the sandbox's annotators, one row for each comparison that got one."""
+    rows = []
+    for domain in Domain:
+        of_domain = [row for row in comparisons if row["domain"] == domain]
+        for label in annotate(of_domain, domain, config.annotator, config.seed):
+            rows.append(preference(label, config))
+    return rows
+
+
+def preference(labelled: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A row of the preferences table from a labelled comparison."""
+    opening = next(m["content"] for m in labelled["messages"] if m["role"] == "user")
+    return {
+        "preference_id": f"{labelled['comparison_id']}-{labelled['annotator']}",
+        "prompt_id": labelled["prompt_id"],
+        "domain": labelled["domain"],
+        "source": "simulated",
+        "batch": config.batch,
+        "split": split_of(opening, config.test_fraction, salt="preferences"),
+        "annotator": labelled["annotator"],
+        "category": labelled["category"],
+        "messages": labelled["messages"],
+        "chosen": labelled["chosen"],
+        "rejected": labelled["rejected"],
+        "rating": labelled["rating"],
+        "safety_label": labelled["safety_label"],
+    }
+
+
+def cut(config: Config, imported: pa.Table) -> pa.Table:
+    """Batch `config.batch` of an import, prompts dealt out over the weeks in a seeded order.
+
+    Rows that share a prompt stay in one week. Raises UserError when there is no such week.
+    """
+    if config.batch > config.num_batches:
+        raise UserError(
+            f"The import is cut into {config.num_batches} weekly batches, there is no batch "
+            f"{config.batch}",
+            "Raise collect_preferences.num_batches, or run fewer versions",
+        )
+    prompts = sorted(set(imported["prompt_id"].to_pylist()))
+    order = shuffled(len(prompts), config.seed)
+    ours = [prompts[i] for i in order[config.batch - 1 :: config.num_batches]]
+    rows = imported.filter(pc.field("prompt_id").isin(ours))
+    batch = pa.array([config.batch] * rows.num_rows, pa.int32())
+    return rows.set_column(rows.schema.get_field_index("batch"), "batch", batch)
+
+
+def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Comparisons, turns, and the shares of ratings and safety labels of one batch."""
+    counts = {"num_comparisons": float(len(rows))}
+    counts["mean_turns"] = sum(len(row["messages"]) for row in rows) / len(rows)
+    for row in rows:
+        for name in (f"domain/{row['domain']}", f"split/{row['split']}"):
+            counts[name] = counts.get(name, 0.0) + 1
+        for column in ("rating", "safety_label"):
+            if row[column] is not None:
+                name = f"{column}/{row[column]}"
+                counts[name] = counts.get(name, 0.0) + 1
+    return counts
+
+
+if __name__ == "__main__":
+    main(Config, run)

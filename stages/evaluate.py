@@ -1,0 +1,251 @@
+"""Evaluate a version against SFT and the version before it, on held-out prompts (§3.4.1).
+
+    rlhf stage evaluate --recipe demo --version 2
+    torchrun --nproc-per-node 8 -m stages.evaluate --config evaluate.json --home RLHF_HOME
+
+The judges are the iteration's own reward models and, in the sandbox, the gold judge, which no
+training stage sees: reward-model score up and gold score down is reward hacking.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from data_contracts.ratings import Domain
+from kernels.generation import Sampling
+from stages.models.batches import seed_from
+from stages.models.comparison import paired_difference, win_rate_row
+from stages.models.folders import load_policy
+from stages.models.prompts import select_prompts
+from stages.models.rewards import RewardModels
+from stages.models.sampling import Overlong, fitting_prompts, sample_responses
+from stages.runtime.engine import EngineSettings
+from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.tables import table_output
+from stages.sandbox.judge import gold_scores
+
+VERSION = "1"
+
+GOLD = "gold"
+REWARD_MODEL = "reward_model"
+REFERENCE_VERSION = "sft"
+
+
+class EvaluateSettings(Contract):
+    """Which prompts, how responses are sampled, and who judges."""
+
+    num_prompts: dict[str, int] = {"helpfulness": 1500, "safety": 500}
+    """Held-out prompts of each domain, from the test split."""
+    temperature: float = Field(default=1.0, ge=0)
+    """1: the distribution that PPO optimises; 0 is greedy."""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    independent_judge: Literal["none", "sandbox"] = "none"
+    """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
+    overlong: Overlong = "error"
+    engine: EngineSettings = EngineSettings()
+
+
+class Config(StageConfig, EvaluateSettings):
+    """Settings and inputs of one evaluation."""
+
+    version: int = Field(gt=0)
+    models: dict[str, ArtifactRef]
+    """Model of each version by name ("sft", "v1", …), oldest first."""
+    helpfulness_rm: ArtifactRef
+    safety_rm: ArtifactRef
+    prompts: ArtifactRef
+
+
+def run(config: Config, work: WorkDir) -> StageOutput:
+    """Every version answers the same prompts; score, compare, draw."""
+    prompts = select_prompts(
+        work.table(config.prompts, "prompts"),
+        "test",
+        config.num_prompts,
+        seed_from(config.seed, "evaluate"),
+    )
+    reward_models = RewardModels.load(
+        work, config.helpfulness_rm, config.safety_rm, config.gate_threshold, config.engine
+    )
+    rows: list[dict[str, Any]] = []
+    for version in config.models:
+        rows += answer(config, work, version, prompts, reward_models)
+    win_rates = compare(config, rows)
+
+    return StageOutput(
+        {
+            "evaluations": table_output(work, "evaluations", "evaluations", rows),
+            "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
+            "figures": draw(work, win_rates),
+        },
+        {**mean_scores(rows), **gold_gains(config, rows), **win_rate_metrics(win_rates)},
+    )
+
+
+def answer(
+    config: Config,
+    work: WorkDir,
+    version: str,
+    prompts: list[dict[str, Any]],
+    reward_models: RewardModels,
+) -> list[dict[str, Any]]:
+    """One version's responses with all judges' scores, as rows of the evaluations table."""
+    model, tokenizer = load_policy(work, config.models[version])
+    max_prompt_tokens = model.config.max_seq_len - config.max_new_tokens
+    kept, tokens = fitting_prompts(prompts, tokenizer, max_prompt_tokens, config.overlong)
+    samples = sample_responses(
+        model.to(work.rank.device),
+        tokens,
+        Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
+        tokenizer,
+        seed_from(config.seed, "evaluate"),
+        work,
+        label=f"{version} responses",
+    )
+    scores = reward_models.score(
+        [p + s.tokens for p, s in zip(tokens, samples, strict=True)],
+        [row["domain"] == Domain.safety for row in kept],
+        work,
+    )
+    rows = []
+    for i, (prompt, sample) in enumerate(zip(kept, samples, strict=True)):
+        row = {
+            "evaluation_id": f"{version}-{prompt['prompt_id']}",
+            "version": version,
+            "prompt_id": prompt["prompt_id"],
+            "domain": prompt["domain"],
+            "category": prompt["category"],
+            "messages": prompt["messages"],
+            "response": sample.text,
+            "finished": sample.finished,
+            "helpfulness_score": float(scores.helpfulness[i]),
+            "safety_score": float(scores.safety[i]),
+            "gold_helpfulness": None,
+            "gold_safety": None,
+        }
+        if config.independent_judge == "sandbox":
+            verdict = gold_scores(
+                prompt["messages"], sample.text, prompt["category"], sample.finished
+            )
+            row |= {"gold_helpfulness": verdict.helpfulness, "gold_safety": verdict.safety}
+        rows.append(row)
+    return rows
+
+
+def compare(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Win rates of each version against SFT and against the version before it."""
+    versions = list(config.models)
+    judges = [REWARD_MODEL] + ([GOLD] if config.independent_judge == "sandbox" else [])
+    table = []
+    for i, version in enumerate(versions[1:], start=1):
+        for opponent in dict.fromkeys((versions[0], versions[i - 1])):
+            for domain in Domain:
+                for name in judges:
+                    own, other = paired(rows, version, opponent, domain, name)
+                    if own:
+                        table.append(win_rate_row(version, opponent, domain, name, own, other))
+    return table
+
+
+def paired(
+    rows: list[dict[str, Any]], version: str, opponent: str, domain: Domain, judged_by: str
+) -> tuple[list[float], list[float]]:
+    """Both versions' scores on the prompts of one domain, in the same order."""
+    column = f"gold_{domain}" if judged_by == GOLD else f"{domain}_score"
+    by_version = {
+        v: {r["prompt_id"]: r[column] for r in rows if r["version"] == v and r["domain"] == domain}
+        for v in (version, opponent)
+    }
+    shared = sorted(by_version[version].keys() & by_version[opponent].keys())
+    own, other = by_version[version], by_version[opponent]
+    return [own[p] for p in shared], [other[p] for p in shared]
+
+
+def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every judge's score by version and domain, and by version and task family."""
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        domain = row["domain"]
+        sums.setdefault(f"rm/{domain}/{row['version']}", []).append(row[f"{domain}_score"])
+        if row["gold_helpfulness"] is not None:
+            gold = row[f"gold_{domain}"]
+            sums.setdefault(f"gold/{domain}/{row['version']}", []).append(gold)
+            sums.setdefault(f"family/{row['category']}/{row['version']}", []).append(gold)
+        sums.setdefault(f"finished/{row['version']}", []).append(float(row["finished"]))
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+def gold_gains(config: Config, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Gold score of the newest version minus SFT's, on the same prompts, with 95 % bounds."""
+    if config.independent_judge == "none":
+        return {}
+    newest = list(config.models)[-1]
+    metrics = {}
+    for domain in Domain:
+        own, other = paired(rows, newest, REFERENCE_VERSION, domain, GOLD)
+        if own:
+            gain = paired_difference(own, other)
+            metrics |= {
+                f"gold_gain/{domain}": gain.mean,
+                f"gold_gain_low/{domain}": gain.low,
+                f"gold_gain_high/{domain}": gain.high,
+            }
+    return metrics
+
+
+def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
+    """Win rates under names that MLflow can chart."""
+    return {
+        f"win_rate/{r['domain']}/{r['judge']}/{r['version']}_vs_{r['opponent']}": r["win_rate"]
+        for r in win_rates
+    }
+
+
+def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
+    """Win rate against SFT by version, both domains (Figure 11)."""
+    folder = work.output("figures")
+    if work.rank.is_main:
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        judges = sorted({r["judge"] for r in win_rates})
+        for domain in Domain:
+            for name in judges:
+                series = [
+                    r
+                    for r in win_rates
+                    if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
+                ]
+                _plot_series(axes, series, f"{domain}, {name.replace('_', ' ')}", name == GOLD)
+        axes.axhline(0.5, color="grey", linewidth=0.8)
+        axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
+        axes.legend(fontsize="small")
+        # a fixed "Software" field would name matplotlib's version in the artifact's digest
+        figure.savefig(folder / "win_rates.png", dpi=120, metadata={"Software": None})
+    return folder, "figures"
+
+
+def _plot_series(axes: Any, series: list[dict[str, Any]], label: str, solid: bool) -> None:
+    if not series:
+        return
+    rates = np.array([r["win_rate"] for r in series])
+    low = rates - [r["low"] for r in series]
+    high = [r["high"] for r in series] - rates
+    axes.errorbar(
+        [r["version"] for r in series],
+        rates,
+        yerr=np.abs(np.stack([low, high])),
+        marker="o",
+        capsize=3,
+        linestyle="-" if solid else "--",
+        label=label,
+    )
+
+
+if __name__ == "__main__":
+    main(Config, run)

@@ -1,0 +1,63 @@
+"""Both reward models at once, joined by the gate (§3.2.3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_contracts.artifacts import ArtifactRef
+from kernels.attention import Documents
+from kernels.ppo import gated_reward, safety_gate
+from stages.models.folders import load_scorer
+from stages.models.scoring import score_sequences
+from stages.runtime.engine import EngineSettings, frozen
+from stages.runtime.stage import WorkDir
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Raw scores (logits) of N responses, fp32 on the CPU."""
+
+    helpfulness: Tensor
+    safety: Tensor
+    reward: Tensor
+    """R_c: the safety score where the prompt is a safety prompt or the gate fires."""
+    gated: Tensor
+    """(N,) bool: prompts of the helpfulness domain whose response the gate caught."""
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """The two reward models of one iteration, in evaluation mode."""
+
+    helpfulness: Callable[[Tensor, Documents], Tensor]
+    safety: Callable[[Tensor, Documents], Tensor]
+    gate_threshold: float
+
+    @classmethod
+    def load(
+        cls,
+        work: WorkDir,
+        helpfulness: ArtifactRef,
+        safety: ArtifactRef,
+        gate_threshold: float,
+        engine: EngineSettings,
+    ) -> "RewardModels":
+        """Both models from the store, sharded over the ranks under ZeRO-3."""
+        return cls(
+            frozen(load_scorer(work, helpfulness), engine, work.rank),
+            frozen(load_scorer(work, safety), engine, work.rank),
+            gate_threshold,
+        )
+
+    def score(
+        self, sequences: Sequence[list[int]], is_safety_prompt: Sequence[bool], work: WorkDir
+    ) -> Scores:
+        """Scores of whole sequences (prompt and response), in order, on every rank."""
+        helpfulness = score_sequences(self.helpfulness, sequences, work.rank)
+        safety = score_sequences(self.safety, sequences, work.rank)
+        is_safety = torch.tensor(list(is_safety_prompt))
+        reward = gated_reward(helpfulness, safety, is_safety, self.gate_threshold)
+        gated = safety_gate(safety, is_safety, self.gate_threshold) & ~is_safety
+        return Scores(helpfulness, safety, reward, gated)

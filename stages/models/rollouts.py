@@ -1,0 +1,112 @@
+"""Rollouts of PPO: sampled responses and what the trainer's own models say of every token.
+
+Ids are stored as they were sampled and never decoded and encoded again (trap 16). Everything per
+token is flat over the batch's responses, in order: no padding, so no mask can be wrong.
+Legend: N responses, T response tokens of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.models.batches import Example, LossBatch, by_token_budget, collate
+from stages.runtime.distributed import Rank
+
+MEASURING_TOKENS = 16_384
+"""Tokens in one forward pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One prompt and its response, as ids."""
+
+    prompt: list[int]
+    response: list[int]
+    finished: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and response."""
+        return self.prompt + self.response
+
+    @property
+    def example(self) -> Example:
+        """As a document whose loss is on the response, its EOS included."""
+        mask = [False] * len(self.prompt) + [True] * len(self.response)
+        return Example(self.tokens, mask)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch of trajectories with what the update needs, on the CPU."""
+
+    trajectories: list[Trajectory]
+    lengths: list[int]
+    """Tokens of each response."""
+    logprobs: Tensor
+    """(T,) of the sampled tokens under the policy that sampled them."""
+    ref_logprobs: Tensor
+    values: Tensor
+    scores: Tensor
+    """(N,) whitened rewards, without the KL term."""
+    kl: Tensor
+    """(N,) sum of log-ratios to the reference."""
+    advantages: Tensor
+    returns: Tensor
+
+    def slices(self, indices: Sequence[int]) -> Tensor:
+        """Positions in the flat tensors of the given responses' tokens, in that order."""
+        ends = np.cumsum(self.lengths)
+        pieces = [torch.arange(ends[i] - self.lengths[i], ends[i]) for i in indices]
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+
+
+@torch.no_grad()
+def per_token(
+    measure: Callable[[LossBatch], Tensor], trajectories: Sequence[Trajectory], rank: Rank
+) -> Tensor:
+    """One number for every response token, flat (T,), on every rank.
+
+    `measure` maps a micro-batch to one value per loss row. Ranks share the trajectories and run
+    equally many forward passes.
+    """
+    mine = range(rank.index, len(trajectories), rank.world_size)
+    batches = by_token_budget(mine, lambda i: len(trajectories[i].tokens), MEASURING_TOKENS)
+    num_rounds = max(rank.gather_objects(len(batches)))
+    measured: dict[int, Tensor] = {}
+    for round_index in range(num_rounds):
+        batch = batches[round_index] if round_index < len(batches) else []
+        values = measure(collate([trajectories[i].example for i in batch], rank.device))
+        pieces = values.float().cpu().split([len(trajectories[i].response) for i in batch])
+        measured.update(zip(batch, pieces, strict=True))
+    merged = {i: v for shard in rank.gather_objects(measured) for i, v in shard.items()}
+    return torch.cat([merged[i] for i in range(len(trajectories))])
+
+
+def rollout_rows(
+    iteration: int, prompts: Sequence[dict[str, Any]], rollouts: Rollouts
+) -> list[dict[str, Any]]:
+    """Rows of the rollouts table."""
+    flat = (rollouts.logprobs, rollouts.ref_logprobs, rollouts.values)
+    logprobs, ref_logprobs, values = ([p.tolist() for p in f.split(rollouts.lengths)] for f in flat)
+    return [
+        {
+            "rollout_id": f"{iteration}-{i}",
+            "iteration": iteration,
+            "prompt_id": prompts[i]["prompt_id"],
+            "domain": prompts[i]["domain"],
+            "prompt_tokens": trajectory.prompt,
+            "response_tokens": trajectory.response,
+            "finished": trajectory.finished,
+            "logprobs": logprobs[i],
+            "ref_logprobs": ref_logprobs[i],
+            "values": values[i],
+            "score": float(rollouts.scores[i]),
+            "kl": float(rollouts.kl[i]),
+        }
+        for i, trajectory in enumerate(rollouts.trajectories)
+    ]

@@ -1,0 +1,90 @@
+"""Sampling responses with the prompts dealt out over the ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data_contracts.errors import UserError
+from kernels.generation import Sampling, generate
+from kernels.model import CausalLM
+from stages.runtime.stage import WorkDir
+from stages.text.dialogue import render_prompt
+from stages.text.tokenizer import Tokenizer
+
+Overlong = Literal["error", "drop"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response, as ids and as text; `finished` when the model wrote its EOS."""
+
+    tokens: list[int]
+    text: str
+    finished: bool
+
+
+def fitting_prompts(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    overlong: Overlong,
+) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """Rows of the prompts table whose rendering leaves room for a response, and their tokens.
+
+    Raises UserError, naming the prompt, when one is too long and `overlong` is "error".
+    """
+    kept, rendered = [], []
+    for row in rows:
+        tokens = render_prompt(row["messages"], tokenizer)
+        if len(tokens) <= max_prompt_tokens:
+            kept.append(row)
+            rendered.append(tokens)
+        elif overlong == "error":
+            raise UserError(
+                f"Prompt {row['prompt_id']} of source {row.get('source', 'prompts')} has "
+                f"{len(tokens)} tokens; {max_prompt_tokens} fit beside the response",
+                "Shorten or remove it, raise the model's max_seq_len, or set overlong=drop",
+            )
+    if not kept:
+        raise UserError(
+            f"None of {len(rows)} prompts fits into {max_prompt_tokens} tokens",
+            "Supply prompts for this domain and split, or a longer context",
+        )
+    return kept, rendered
+
+
+def sample_responses(
+    model: CausalLM,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    seed: int,
+    work: WorkDir,
+    label: str = "sample",
+) -> list[Sample]:
+    """One response to each prompt, in order, on every rank.
+
+    Each rank generates every world_size-th prompt with a seed of its own and all gather the
+    results: ranks may finish at different times, since nothing collective runs inside.
+    """
+    rank = work.rank
+    mine = list(prompts[rank.index :: rank.world_size])
+    out = generate(
+        model,
+        mine,
+        sampling,
+        eos_id=tokenizer.eos_id,
+        seed=seed * rank.world_size + rank.index,
+        on_progress=lambda done, total: work.progress(done, total, label),
+    )
+    own = [
+        Sample(tokens, tokenizer.decode(response_body(tokens, tokenizer.eos_id)), finished)
+        for tokens, finished in zip(out.responses, out.finished, strict=True)
+    ]
+    shards = rank.gather_objects(own)
+    return [shards[i % rank.world_size][i // rank.world_size] for i in range(len(prompts))]
+
+
+def response_body(tokens: list[int], eos_id: int) -> list[int]:
+    """The response without its closing EOS."""
+    return tokens[:-1] if tokens and tokens[-1] == eos_id else tokens

@@ -1,0 +1,244 @@
+"""Pretrain the base model on weighted sources (§2.2).
+
+    rlhf stage pretrain --recipe demo
+    torchrun --nproc-per-node 8 -m stages.pretrain --config pretrain.json --home RLHF_HOME
+
+Or skip it: `init_from` names a Hugging Face Llama folder that becomes the base model as it is.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from data_contracts.errors import UserError
+from kernels.hf_layout import save_causal
+from kernels.model import CausalLM, ModelConfig
+from stages.models.batches import Example, collate, share_of_rank
+from stages.models.corpus import BlockSampler, TokenStreams
+from stages.models.folders import CHECKPOINT_KIND, load_policy_folder, save_policy, special_ids
+from stages.runtime.checkpoints import Checkpointer
+from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
+from stages.runtime.schedules import cosine_with_warmup
+from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.text.tokenizer import Tokenizer
+
+VERSION = "1"
+
+
+class ModelSettings(Contract):
+    """Architecture of the base model (Table 1); the vocabulary is the tokenizer's."""
+
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 32
+    ffn_hidden: int = 11008
+    max_seq_len: int = 4096
+    """Context length in tokens."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """The kernel's configuration for this architecture and vocabulary."""
+        return ModelConfig(vocab_size=vocab_size, **self.model_dump())
+
+
+class ExternalModel(Contract):
+    """A Hugging Face Llama folder, known by the digest of its files."""
+
+    path: Path = Field(json_schema_extra={"in_key": False})
+    digest: str = ""
+    """sha256 over the folder's files; filled in when the run is planned."""
+
+
+class PretrainSettings(Contract):
+    """The paper's pretraining settings (§2.2)."""
+
+    model: ModelSettings = ModelSettings()
+    init_from: ExternalModel | None = None
+    """Take this model as the base model and train nothing."""
+    source_weights: dict[str, float] = {}
+    """Sampling share of each source; sources that are not named share nothing. Empty: by size."""
+    num_tokens: int = Field(default=2_000_000_000_000, gt=0)
+    """Tokens to train on; sources repeat (in another order) when they run out."""
+    sequence_length: int = Field(default=4096, gt=1)
+    global_batch_size: int = Field(default=1024, gt=0)
+    """Sequences per optimizer step, over all ranks; 1,024 × 4,096 = the paper's 4M tokens."""
+    micro_batch_size: int = Field(default=4, gt=0, json_schema_extra={"in_key": False})
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak; the paper uses 1.5e-4 for 34B and 70B."""
+    final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_steps: int = Field(default=2000, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    gradient_clipping: float = Field(default=1.0, gt=0)
+    mask_documents: bool = False
+    """Keep attention inside each document. Llama 2 attends across, Llama 3 masks."""
+    checkpoint_every_steps: int = Field(default=500, gt=0, json_schema_extra={"in_key": False})
+    num_validation_sequences: int = Field(default=64, gt=0)
+    engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainSettings":
+        if self.sequence_length > self.model.max_seq_len:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds model.max_seq_len "
+                f"{self.model.max_seq_len}: lower the one or raise the other"
+            )
+        if any(weight < 0 for weight in self.source_weights.values()):
+            raise ValueError("source_weights must not be negative")
+        return self
+
+
+class Config(StageConfig, PretrainSettings):
+    """Settings and inputs of one pretraining run."""
+
+    token_shards: ArtifactRef
+    tokenizer: ArtifactRef
+
+
+def run(config: Config, work: WorkDir) -> StageOutput:
+    """Build, loop over an exact schedule, report bits per byte before and after, save."""
+    if config.init_from is not None:
+        return adopt(config.init_from, work)
+    tokenizer = Tokenizer.load(work.input(config.tokenizer))
+    streams = TokenStreams.read(work.input(config.token_shards))
+    sampler = BlockSampler(
+        streams.train,
+        config.source_weights,
+        num_blocks=num_steps(config) * config.global_batch_size,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+    )
+    model = CausalLM(
+        config.model.config(tokenizer.vocab_size), torch.Generator().manual_seed(config.seed)
+    )
+    engine = build_engine(config, model, work)
+    checkpointer = Checkpointer(work.checkpoints, work.rank, config.checkpoint_every_steps)
+    held_out = streams.validation_blocks(config.sequence_length, config.num_validation_sequences)
+
+    first_step, extra = checkpointer.restore({"policy": engine})
+    before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
+    for step in range(first_step, num_steps(config)):
+        first = step * config.global_batch_size
+        blocks = [sampler.block(first + i) for i in range(config.global_batch_size)]
+        loss = train_step(engine, blocks, config, tokenizer.bos_id, work)
+        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
+        work.progress(step + 1, num_steps(config), "step", loss=loss, tokens=step_tokens(config))
+        checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
+    after = bits_per_byte(engine, held_out, config, work)
+
+    return StageOutput(
+        {"model": save_policy(work, "model", engine, model.config, tokenizer)},
+        {
+            "bits_per_byte_before": before,
+            "bits_per_byte_after": after,
+            "num_tokens": num_steps(config) * step_tokens(config),
+            **{f"share/{name}": share for name, share in sampler.shares().items()},
+        },
+    )
+
+
+def adopt(source: ExternalModel, work: WorkDir) -> StageOutput:
+    """Check a Hugging Face folder by loading it, and publish it in our layout."""
+    model, tokenizer = load_policy_folder(source.path)
+    folder = work.output("model")
+    if work.rank.is_main:
+        save_causal(folder, model.config, model.state_dict(), **special_ids(tokenizer))
+        tokenizer.copy_to(folder)
+    return StageOutput(
+        {"model": (folder, CHECKPOINT_KIND)},
+        {"num_parameters": float(model.config.num_parameters())},
+    )
+
+
+def step_tokens(config: Config) -> int:
+    """Tokens that one optimizer step predicts."""
+    return config.global_batch_size * config.sequence_length
+
+
+def num_steps(config: Config) -> int:
+    """The exact schedule: as many whole steps as the token budget pays for.
+
+    Raises UserError when that is none.
+    """
+    steps = config.num_tokens // step_tokens(config)
+    if steps == 0:
+        raise UserError(
+            f"num_tokens {config.num_tokens} is less than one step of {step_tokens(config)} tokens",
+            "Raise pretrain.num_tokens or lower pretrain.global_batch_size",
+        )
+    return steps
+
+
+def build_engine(config: Config, model: CausalLM, work: WorkDir) -> Engine:
+    """The model under AdamW with the paper's cosine schedule."""
+    optimizer = OptimizerSettings(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        gradient_clipping=config.gradient_clipping,
+    )
+    schedule = cosine_with_warmup(
+        num_steps(config),
+        min(config.warmup_steps, num_steps(config) - 1),
+        config.learning_rate,
+        config.final_learning_rate_ratio,
+    )
+    return Engine(model, optimizer, schedule, config.engine, work.rank)
+
+
+def train_step(
+    engine: Engine, blocks: Sequence[np.ndarray], config: Config, bos_id: int, work: WorkDir
+) -> float:
+    """One optimizer step; returns the mean loss in nats per token over all ranks."""
+    micro_batches = share_of_rank(blocks, work.rank, config.micro_batch_size)
+    total = 0.0
+    for i, micro_batch in enumerate(micro_batches):
+        examples = [e for block in micro_batch for e in documents_of(block, config, bos_id)]
+        flat = collate(examples, work.rank.device)
+        loss = engine(flat.tokens, flat.documents, flat.rows, flat.targets)
+        loss = loss / step_tokens(config)
+        engine.backward(loss, last=i == len(micro_batches) - 1)
+        total += loss.item()
+    engine.step()
+    return work.rank.sum(total)
+
+
+def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example]:
+    """A block of sequence_length + 1 tokens as one document, or cut where documents begin."""
+    if not config.mask_documents:
+        return [Example(block.tolist(), [True] * len(block))]
+    starts = [0, *(int(i) for i in np.flatnonzero(block == bos_id) if i > 0), len(block)]
+    pieces = [block[a:b] for a, b in pairwise(starts)]
+    return [Example(piece.tolist(), [True] * len(piece)) for piece in pieces if len(piece) > 1]
+
+
+def bits_per_byte(
+    engine: Engine, held_out: tuple[list[np.ndarray], float], config: Config, work: WorkDir
+) -> float:
+    """Cross-entropy of held-out text in bits per UTF-8 byte: comparable across tokenizers."""
+    blocks, bytes_per_token = held_out
+    if not blocks:
+        return math.nan
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for micro_batch in share_of_rank(blocks, work.rank, config.micro_batch_size):
+            flat = collate(
+                [Example(block.tolist(), [True] * len(block)) for block in micro_batch],
+                work.rank.device,
+            )
+            total += float(engine(flat.tokens, flat.documents, flat.rows, flat.targets))
+            count += len(flat.rows)
+    nats = work.rank.sum(total) / work.rank.sum(float(count))
+    return nats / math.log(2) / bytes_per_token
+
+
+if __name__ == "__main__":
+    main(Config, run)

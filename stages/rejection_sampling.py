@@ -1,0 +1,254 @@
+"""Rejection-sampling fine-tuning: best of K, then fine-tune on the best (§3.2.3).
+
+    rlhf stage rejection_sampling --recipe demo --version 1
+    torchrun --nproc-per-node 8 -m stages.rejection_sampling --config rs.json --home RLHF_HOME
+
+K responses to each prompt from the newest model, scored by both reward models through the gate;
+the best one becomes the new answer. Earlier iterations' best answers join them when the recipe
+says so: with the previous iteration's alone, the paper's V3 forgot how to rhyme.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from kernels.generation import Sampling
+from stages.models.batches import Example, seed_from, shuffled
+from stages.models.finetuning import FinetuningSettings, finetune
+from stages.models.folders import load_policy, save_policy
+from stages.models.prompts import select_prompts
+from stages.models.rewards import RewardModels, Scores
+from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
+from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.tables import table_output
+from stages.text.dialogue import render_demonstration
+from stages.text.tokenizer import Tokenizer
+
+VERSION = "1"
+
+
+class RejectionSamplingSettings(Contract):
+    """How many samples, how they are drawn, and how the best are learnt."""
+
+    num_prompts: dict[str, int] = {"helpfulness": 8000, "safety": 2000}
+    num_samples: int = Field(default=16, gt=1)
+    """K: responses to each prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The paper found 1.2 to 1.3 best once RLHF has begun."""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    """The safety score decides below this probability of being safe."""
+    replay_demonstrations: float = Field(default=0.0, ge=0)
+    """SFT demonstrations mixed in, as a multiple of the number of best answers."""
+    overlong: Overlong = "error"
+    finetuning: FinetuningSettings = FinetuningSettings()
+
+
+class Config(StageConfig, RejectionSamplingSettings):
+    """Settings and inputs of one iteration's rejection sampling."""
+
+    version: int = Field(gt=0)
+    prompts: ArtifactRef
+    policy: ArtifactRef
+    """The newest model: it is sampled from."""
+    start_from: ArtifactRef
+    """The model that is fine-tuned."""
+    helpfulness_rm: ArtifactRef
+    safety_rm: ArtifactRef
+    earlier_samples: tuple[ArtifactRef, ...] = ()
+    """Scored samples of the iterations whose best answers are kept."""
+    demonstrations: ArtifactRef
+
+
+def run(config: Config, work: WorkDir) -> StageOutput:
+    """Sample K, score, choose the best, add the bag of earlier ones, fine-tune, save."""
+    prompts, samples, scores = sample_and_score(config, work)
+    scored = scored_rows(config, prompts, samples, scores)
+    best = demonstrations_of(scored)
+    bag = best + earlier_best(config, work, {row["demonstration_id"] for row in best})
+
+    policy, tokenizer = load_policy(work, config.start_from)
+    replay = replayed(config, work, len(bag))
+    examples = answer_examples(bag + replay, tokenizer, config.finetuning.sequence_length)
+    engine = finetune(policy, examples, config.finetuning, config.seed, work)
+
+    return StageOutput(
+        {
+            "scored_samples": table_output(work, "scored_samples", "scored_samples", scored),
+            "demonstrations": table_output(work, "demonstrations", "demonstrations", bag),
+            "model": save_policy(work, "model", engine, policy.config, tokenizer),
+        },
+        {
+            **sampling_metrics(config, scored, scores),
+            "num_best": float(len(best)),
+            "num_earlier": float(len(bag) - len(best)),
+            "num_replayed": float(len(replay)),
+            "num_overlong": float(len(bag) + len(replay) - len(examples)),
+        },
+    )
+
+
+def sample_and_score(
+    config: Config, work: WorkDir
+) -> tuple[list[dict[str, Any]], list[Sample], Scores]:
+    """Prompts, and their K·N samples with scores; sample i belongs to prompt i // K."""
+    policy, tokenizer = load_policy(work, config.policy)
+    wanted = select_prompts(
+        work.table(config.prompts, "prompts"),
+        "train",
+        config.num_prompts,
+        seed_from(config.seed, config.version, "rejection_sampling"),
+    )
+    max_prompt_tokens = policy.config.max_seq_len - config.max_new_tokens
+    prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
+    repeated = [t for t in tokens for _ in range(config.num_samples)]
+    samples = sample_responses(
+        policy.to(work.rank.device),
+        repeated,
+        Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
+        tokenizer,
+        seed_from(config.seed, config.version),
+        work,
+    )
+    del policy
+    reward_models = RewardModels.load(
+        work,
+        config.helpfulness_rm,
+        config.safety_rm,
+        config.gate_threshold,
+        config.finetuning.engine,
+    )
+    scores = reward_models.score(
+        [p + s.tokens for p, s in zip(repeated, samples, strict=True)],
+        [row["domain"] == "safety" for row in prompts for _ in range(config.num_samples)],
+        work,
+    )
+    return prompts, samples, scores
+
+
+def scored_rows(
+    config: Config, prompts: list[dict[str, Any]], samples: list[Sample], scores: Scores
+) -> list[dict[str, Any]]:
+    """Rows of the scored_samples table; duplicates of one prompt's samples are left out."""
+    rows = []
+    for p, prompt in enumerate(prompts):
+        first = p * config.num_samples
+        indices = range(first, first + config.num_samples)
+        distinct = list({samples[i].text: i for i in indices}.values())
+        best = choose_best(distinct, samples, scores)
+        for index in sorted(distinct):
+            rows.append(scored_row(config, prompt, index, samples, scores, index == best))
+    return rows
+
+
+def choose_best(candidates: list[int], samples: list[Sample], scores: Scores) -> int | None:
+    """The candidate with the highest reward among those that ended and say something.
+
+    A response that the gate caught ranks below every one that it did not: the two kinds of
+    reward lie on different scales and are not compared. None when every sample was cut off.
+    """
+    usable = [i for i in candidates if samples[i].finished and samples[i].text.strip()]
+    if not usable:
+        return None
+    return max(usable, key=lambda i: (not bool(scores.gated[i]), float(scores.reward[i])))
+
+
+def scored_row(
+    config: Config,
+    prompt: dict[str, Any],
+    index: int,
+    samples: list[Sample],
+    scores: Scores,
+    best: bool,
+) -> dict[str, Any]:
+    """One sample as a row."""
+    sample = samples[index]
+    return {
+        "sample_id": f"v{config.version}-{prompt['prompt_id']}-{index % config.num_samples}",
+        "prompt_id": prompt["prompt_id"],
+        "domain": prompt["domain"],
+        "category": prompt["category"],
+        "version": config.version,
+        "messages": prompt["messages"],
+        "response": sample.text,
+        "response_tokens": sample.tokens,
+        "temperature": config.temperature,
+        "finished": sample.finished,
+        "helpfulness_score": float(scores.helpfulness[index]),
+        "safety_score": float(scores.safety[index]),
+        "reward": float(scores.reward[index]),
+        "best": best,
+    }
+
+
+def demonstrations_of(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best answers as demonstrations: earlier turns are context, the answer is learnt."""
+    return [
+        {
+            "demonstration_id": row["sample_id"],
+            "source": f"rejection_sampling_v{row['version']}",
+            "messages": [
+                *({**message, "loss": False} for message in row["messages"]),
+                {"role": "assistant", "content": row["response"], "loss": True},
+            ],
+        }
+        for row in scored
+        if row["best"]
+    ]
+
+
+def earlier_best(config: Config, work: WorkDir, present: set[str]) -> list[dict[str, Any]]:
+    """Best answers of the earlier iterations in the bag."""
+    rows: list[dict[str, Any]] = []
+    for ref in config.earlier_samples:
+        rows += demonstrations_of(work.table(ref, "scored_samples").to_pylist())
+    return [row for row in rows if row["demonstration_id"] not in present]
+
+
+def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any]]:
+    """A seeded choice of SFT demonstrations."""
+    count = round(config.replay_demonstrations * num_best)
+    if count == 0:
+        return []
+    table = work.table(config.demonstrations, "demonstrations")
+    order = shuffled(table.num_rows, config.seed, config.version)[:count]
+    return table.take(order).to_pylist()
+
+
+def answer_examples(
+    rows: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
+) -> list[Example]:
+    """Rendered demonstrations that fit; a longer one could not have been sampled as a whole."""
+    rendered = [render_demonstration(row["messages"], tokenizer) for row in rows]
+    return [Example(r.tokens, r.loss_mask) for r in rendered if len(r.tokens) <= sequence_length]
+
+
+def sampling_metrics(
+    config: Config, scored: list[dict[str, Any]], scores: Scores
+) -> dict[str, float]:
+    """Max and median reward by domain (Figure 7), gate rate, and what was left out."""
+    metrics = {
+        "gate_rate": float(scores.gated.float().mean()),
+        "num_duplicates": float(len(scores.reward) - len(scored)),
+        "unfinished_share": 1 - float(np.mean([row["finished"] for row in scored])),
+    }
+    for domain in sorted({row["domain"] for row in scored}):
+        by_prompt: dict[str, list[float]] = {}
+        for row in scored:
+            if row["domain"] == domain:
+                by_prompt.setdefault(row["prompt_id"], []).append(row["reward"])
+        groups = [torch.tensor(rewards) for rewards in by_prompt.values()]
+        metrics[f"reward_max/{domain}"] = float(torch.stack([g.max() for g in groups]).mean())
+        metrics[f"reward_median/{domain}"] = float(torch.stack([g.median() for g in groups]).mean())
+    metrics["num_all_cut_off"] = float(
+        len({r["prompt_id"] for r in scored}) - sum(row["best"] for row in scored)
+    )
+    return metrics
+
+
+if __name__ == "__main__":
+    main(Config, run)

@@ -1,0 +1,241 @@
+"""Train a reward model on binary comparisons (§3.2.2).
+
+    rlhf stage reward_model --recipe demo --version 3
+    torchrun --nproc-per-node 8 -m stages.reward_model --config rm.json --home RLHF_HOME
+
+Helpfulness and safety are two models from this one file; `domain` tells them apart.
+"""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract, StageConfig
+from data_contracts.errors import UserError
+from data_contracts.ratings import MARGINS, Domain
+from kernels.heads import RewardModel
+from kernels.losses import ranking_loss, safety_auxiliary_loss
+from stages.models.batches import seed_from, share_of_rank, shuffled
+from stages.models.folders import load_policy, save_scorer
+from stages.models.pairs import (
+    OverlongPair,
+    Pair,
+    accuracy_rows,
+    flat_pairs,
+    render_pairs,
+    safety_targets,
+    score_margins,
+)
+from stages.runtime.checkpoints import Checkpointer
+from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
+from stages.runtime.schedules import cosine_with_warmup
+from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.tables import table_output
+
+VERSION = "1"
+
+
+class RewardModelSettings(Contract):
+    """The paper's settings for both reward models."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak; the paper uses 5e-6 for 70B."""
+    final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    min_warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    gradient_clipping: float = Field(default=1.0, gt=0)
+    num_epochs: int = Field(default=1, gt=0)
+    """One: the paper saw over-fitting beyond it."""
+    global_batch_size: int = Field(default=512, gt=0)
+    """Comparisons per optimizer step, over all ranks (each is two rows)."""
+    micro_batch_size: int = Field(default=8, gt=0, json_schema_extra={"in_key": False})
+    """Comparisons per forward pass and rank."""
+    margin: Literal["none", "small", "large"] = "small"
+    """Margin by rating (Table 27)."""
+    safety_auxiliary_weight: float = Field(default=1.0, ge=0)
+    """Weight of the safety-label loss; it acts in the Safety RM only (Table 29)."""
+    other_share: float = Field(default=0.5, ge=0, lt=1)
+    """Helpfulness RM: share of its pairs drawn from safety and open-source data."""
+    helpfulness_share: float = Field(default=0.1, ge=0, lt=1)
+    """Safety RM: share of its pairs drawn from helpfulness data, own and open-source."""
+    max_tokens: int = Field(default=4096, gt=1)
+    """Tokens of prompt and response together."""
+    overlong: OverlongPair = "error"
+    engine: EngineSettings = EngineSettings()
+
+
+class Config(StageConfig, RewardModelSettings):
+    """Settings and inputs of one reward model."""
+
+    domain: Domain
+    init_from: ArtifactRef
+    preferences: tuple[ArtifactRef, ...]
+    """Every weekly batch so far."""
+    open_preferences: ArtifactRef
+
+
+def run(config: Config, work: WorkDir) -> StageOutput:
+    """Mix the data, train one epoch of ranking, measure accuracy on every test set, save."""
+    policy, tokenizer = load_policy(work, config.init_from)
+    model = RewardModel.from_causal(policy, torch.Generator().manual_seed(config.seed))
+    own, open_source = load_preferences(config, work)
+    rows = mixture(config, [r for r in own if r["split"] == "train"], open_source)
+    pairs = render_pairs(rows, tokenizer, config.max_tokens, config.overlong)
+    if not pairs:
+        raise UserError(
+            f"The {config.domain} reward model has no training pair",
+            f"Collect {config.domain} preferences, or set overlong=truncate if they are too long",
+        )
+
+    engine = train(config, model, pairs, work)
+
+    accuracies = evaluate(config, engine, own, open_source, tokenizer, work)
+    return StageOutput(
+        {
+            "model": save_scorer(work, "model", engine, model.config, tokenizer),
+            "accuracies": table_output(work, "accuracies", "accuracies", accuracies),
+        },
+        {
+            "num_pairs": float(len(pairs)),
+            "num_dropped": float(len(rows) - len(pairs)),
+            **{
+                f"accuracy/{row['test_set']}/{row['rating'] or 'all'}": row["accuracy"]
+                for row in accuracies
+            },
+        },
+    )
+
+
+def load_preferences(
+    config: Config, work: WorkDir
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of all weekly batches, and of the open-source data."""
+    own = [r for ref in config.preferences for r in work.table(ref, "preferences").to_pylist()]
+    return own, work.table(config.open_preferences, "preferences").to_pylist()
+
+
+def mixture(
+    config: Config, own: list[dict[str, Any]], open_source: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The paper's data mix (§3.2.2), in a seeded order.
+
+    Helpfulness: all own helpfulness data, and `other_share` of the whole drawn uniformly from
+    safety and open-source data. Safety: all safety data, own and open-source, and
+    `helpfulness_share` of the whole drawn from helpfulness data. Draws are without repetition:
+    a pool that is too small is used up.
+    """
+    open_train = [row for row in open_source if row["split"] == "train"]
+    if config.domain is Domain.helpfulness:
+        core = [row for row in own if row["domain"] == Domain.helpfulness]
+        pool = [row for row in own if row["domain"] == Domain.safety] + open_train
+        share = config.other_share
+    else:
+        core = [row for row in own + open_train if row["domain"] == Domain.safety]
+        pool = [row for row in own + open_train if row["domain"] == Domain.helpfulness]
+        share = config.helpfulness_share
+    num_drawn = round(len(core) * share / (1 - share))
+    drawn = shuffled(len(pool), seed_from(config.seed, config.domain))[:num_drawn]
+    return core + [pool[i] for i in drawn]
+
+
+def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) -> Engine:
+    """The ranking loss over seeded epochs; batch `step` is a pure function of the seed."""
+    steps_per_epoch = math.ceil(len(pairs) / config.global_batch_size)
+    num_steps = steps_per_epoch * config.num_epochs
+    warmup_steps = max(config.min_warmup_steps, math.ceil(config.warmup_ratio * num_steps))
+    warmup_steps = min(warmup_steps, num_steps - 1)  # a tiny run still has a peak
+    optimizer = OptimizerSettings(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        gradient_clipping=config.gradient_clipping,
+    )
+    schedule = cosine_with_warmup(
+        num_steps, warmup_steps, config.learning_rate, config.final_learning_rate_ratio
+    )
+    engine = Engine(model, optimizer, schedule, config.engine, work.rank)
+    checkpointer = Checkpointer(work.checkpoints, work.rank)
+    first_step, _ = checkpointer.restore({"reward": engine})
+    for step in range(first_step, num_steps):
+        epoch, index = divmod(step, steps_per_epoch)
+        order = shuffled(len(pairs), config.seed, epoch)
+        chosen = order[index * config.global_batch_size : (index + 1) * config.global_batch_size]
+        batch = [pairs[i] for i in chosen]
+        stats = train_step(engine, batch, config, work)
+        work.track(step, {**stats, **engine.last_step.as_metrics("train")})
+        num_tokens = sum(p.num_tokens for p in batch)
+        work.progress(step + 1, num_steps, "step", loss=stats["train/loss"], tokens=num_tokens)
+        checkpointer.maybe_save(step + 1, {"reward": engine})
+    return engine
+
+
+def train_step(
+    engine: Engine, batch: list[Pair], config: Config, work: WorkDir
+) -> dict[str, float]:
+    """One optimizer step; loss and accuracy are means over the global batch's comparisons."""
+    micro_batches = share_of_rank(batch, work.rank, config.micro_batch_size)
+    totals = np.zeros(3)
+    for i, pairs in enumerate(micro_batches):
+        tokens, documents = flat_pairs(pairs, work.rank.device)
+        scores = engine(tokens, documents)
+        ranking, auxiliary, num_correct = losses(scores, pairs, config)
+        loss = (ranking + config.safety_auxiliary_weight * auxiliary) / len(batch)
+        engine.backward(loss, last=i == len(micro_batches) - 1)
+        totals += [loss.item(), ranking.item() / len(batch), num_correct / len(batch)]
+    engine.step()
+    loss, ranking, accuracy = (work.rank.sum(float(t)) for t in totals)
+    return {"train/loss": loss, "train/ranking_loss": ranking, "train/accuracy": accuracy}
+
+
+def losses(
+    scores: torch.Tensor, pairs: list[Pair], config: Config
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Sums over the micro-batch: ranking loss with margin, safety-label loss, pairs ranked right.
+
+    scores: (2P,), chosen sides first. The auxiliary loss of a pair is the mean over its two sides.
+    """
+    if not pairs:
+        return scores.sum() * 0, scores.sum() * 0, 0.0
+    chosen, rejected = scores.chunk(2)
+    by_rating = MARGINS[config.margin]
+    margin = torch.tensor([by_rating[p.rating] if p.rating else 0.0 for p in pairs])
+    ranking = ranking_loss(chosen, rejected, margin.to(scores.device)).sum()
+    auxiliary = scores.sum() * 0
+    if config.domain is Domain.safety:
+        is_safe, labelled = (t.to(scores.device) for t in safety_targets(pairs))
+        auxiliary = safety_auxiliary_loss(scores, is_safe, labelled).sum() / 2
+    return ranking, auxiliary, float((chosen > rejected).sum())
+
+
+@torch.no_grad()
+def evaluate(
+    config: Config,
+    engine: Engine,
+    own: list[dict[str, Any]],
+    open_source: list[dict[str, Any]],
+    tokenizer: Any,
+    work: WorkDir,
+) -> list[dict[str, Any]]:
+    """Accuracy on each held-out set: both own domains, and the open-source data."""
+    test_sets = {
+        **{d.value: [r for r in own if r["domain"] == d] for d in Domain},
+        "open_source": open_source,
+    }
+    # an overlong held-out pair is cut like a training pair, or left out: never a late failure
+    overlong = "truncate" if config.overlong == "truncate" else "drop"
+    rows = []
+    for name, candidates in test_sets.items():
+        held_out = [r for r in candidates if r["split"] == "test"]
+        pairs = render_pairs(held_out, tokenizer, config.max_tokens, overlong)
+        if pairs:
+            margins = score_margins(engine, pairs, work.rank)
+            rows += accuracy_rows(config.domain.value, name, pairs, margins)
+    return rows
+
+
+if __name__ == "__main__":
+    main(Config, run)

@@ -1,0 +1,1 @@
+"""What every stage runs on: process group, DeepSpeed engine, checkpoints, schedules, launcher."""

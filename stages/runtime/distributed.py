@@ -1,0 +1,113 @@
+"""The processes that run one stage together, and what they tell each other.
+
+A stage's body is the same for one process and for many. Under a launcher (torchrun, deepspeed) its
+ranks join over the launcher's address; without one, `process_group` forms a group of one in this
+process, so that DeepSpeed finds what it needs and nothing listens on a port.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, overload
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = timedelta(hours=2)
+"""How long ranks wait for each other. Rank 0 hashes and publishes while the others wait, and a dead
+rank is noticed by the launcher, not by this clock."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that run the stage. All ranks call the same methods in one order."""
+
+    index: int
+    world_size: int
+    local_index: int
+    """Position among the ranks of the same machine."""
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and talks to the store."""
+        return self.index == 0
+
+    @overload
+    def sum(self, value: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def sum(self, value: float) -> float: ...
+    def sum(self, value: torch.Tensor | float) -> torch.Tensor | float:
+        """Sum over all ranks; the argument is left as it is. Floats are added in float64."""
+        if isinstance(value, torch.Tensor):
+            return self._reduced(value, dist.ReduceOp.SUM)
+        return self._reduced(self._scalar(value), dist.ReduceOp.SUM).item()
+
+    def max(self, value: float) -> float:
+        """Largest over all ranks."""
+        return self._reduced(self._scalar(value), dist.ReduceOp.MAX).item()
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _scalar(self, value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
+
+    def _reduced(self, value: torch.Tensor, operation: Any) -> torch.Tensor:
+        reduced = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(reduced, op=operation)
+        return reduced
+
+
+def under_launcher() -> bool:
+    """Whether a launcher started this process as one of several ranks (or as the only one)."""
+    return all(name in os.environ for name in LAUNCHER_VARIABLES)
+
+
+def process_group() -> Rank:
+    """Join the launcher's group, or form a group of one. Calling it again gives the same group."""
+    local_index = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(local_index)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if under_launcher():
+            dist.init_process_group(backend, timeout=PATIENCE)
+        else:
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
+    return Rank(dist.get_rank(), dist.get_world_size(), local_index, device)
+
+
+def leave_process_group() -> None:
+    """Close the group at the end of a launched process; NCCL complains about one left open."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device(local_index: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_index)
+    return torch.device("cuda", local_index)

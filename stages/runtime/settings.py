@@ -1,0 +1,110 @@
+"""How a model is trained: numbers a recipe holds, what DeepSpeed makes of them, a step's report."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from data_contracts.base import Contract
+from data_contracts.errors import UserError
+from stages.runtime.distributed import Rank
+
+_NOT_IN_KEY: dict[str, Any] = {"in_key": False}
+_BUCKET_ELEMENTS = 50_000_000
+"""Elements per collective; DeepSpeed's 500M would be 2 GB of buffer for any model."""
+_PERSISTENT_ELEMENTS = 100_000
+"""ZeRO-3 keeps parameters below this size on every rank (norms): gathering them costs latency."""
+
+
+class EngineSettings(Contract):
+    """How a model is trained. Only the precision changes the result beyond rounding."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=_NOT_IN_KEY)
+    """Shard nothing, optimizer state, gradients as well, weights as well."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
+    """Recompute each block's activations in the backward pass."""
+    offload_optimizer: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
+    """Keep optimizer state and its step in host memory."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EngineSettings":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer shards by ZeRO: set zero_stage to 1, 2 or 3")
+        return self
+
+
+class OptimizerSettings(Contract):
+    """AdamW as in §2.2."""
+
+    learning_rate: float
+    """The schedule's peak, recorded here; the schedule itself says what each step uses."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-5
+    """Added outside the square root."""
+    weight_decay: float = 0.1
+    """Not applied to vectors (norms)."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step did."""
+
+    learning_rate: float
+    gradient_norm: float
+    """Global norm before clipping."""
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        """For `WorkDir.track`, e.g. train/learning_rate."""
+        return {
+            f"{prefix}/learning_rate": self.learning_rate,
+            f"{prefix}/gradient_norm": self.gradient_norm,
+        }
+
+
+class DivergedError(UserError):
+    """The gradient is not a number, or infinite. Nothing of it is saved: training ends here."""
+
+    def __init__(self, num_steps: int, gradient_norm: float) -> None:
+        super().__init__(
+            f"Training diverged: the gradient's norm is {gradient_norm} after {num_steps} steps",
+            "Lower learning_rate, lengthen the warm-up or lower gradient_clipping",
+        )
+
+
+def effective_stage(settings: EngineSettings, rank: Rank) -> int:
+    """The ZeRO stage that settings come to on so many ranks."""
+    if settings.precision == "bf16" and settings.zero_stage == 0:
+        return 1  # without ZeRO, DeepSpeed's bf16 has no fp32 masters
+    # On one rank ZeRO-3 shards nothing, costs up to half as much again, and is never freed.
+    return min(settings.zero_stage, 2) if rank.world_size == 1 else settings.zero_stage
+
+
+def deepspeed_config(
+    settings: EngineSettings, stage: int, clipping: float, module: nn.Module
+) -> dict[str, Any]:
+    """DeepSpeed's configuration; its batch sizes are placeholders, it only ever divides by one."""
+    bucket = min(_BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clipping if stage > 0 else 0.0,
+        "steps_per_print": None,
+        "zero_force_ds_cpu_optimizer": False,  # its own CPU Adam would have to be compiled
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+        },
+    }
+    if settings.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if settings.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

@@ -1,0 +1,1 @@
+"""The embedded default world: seeded text, a gold judge and a noisy simulated annotator."""

@@ -1,0 +1,69 @@
+"""Filling sequences with whole documents (§3.1), and which rows of a flat batch have a loss."""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: indices of `lengths` grouped into bins of at most `capacity` tokens.
+
+    Longest first, each into the fullest bin that still takes it (ties: the earlier index, the
+    newest bin), so the result depends on the arguments alone. Raises ValueError, naming the
+    index, when a document is longer than a bin.
+    """
+    bins: list[list[int]] = []
+    by_space: dict[int, list[int]] = defaultdict(list)
+    spaces: list[int] = []  # sorted sizes that some bin has left: at most `capacity` of them
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if not 0 < length <= capacity:
+            raise ValueError(
+                f"Document {index} has {length} tokens; a sequence holds 1 to {capacity}: "
+                "shorten or drop it, or raise the sequence length"
+            )
+        position = bisect_left(spaces, length)
+        if position == len(spaces):
+            bin_index, space = len(bins), capacity
+            bins.append([])
+        else:
+            space = spaces[position]
+            bin_index = by_space[space].pop()
+            if not by_space[space]:
+                del spaces[position]
+        bins[bin_index].append(index)
+        space -= length
+        if space > 0:
+            if not by_space[space]:
+                insort(spaces, space)
+            by_space[space].append(bin_index)
+    return bins
+
+
+class LossRows(NamedTuple):
+    """Positions (R,) whose next token is learned, and those tokens (R,), both int64."""
+
+    rows: Tensor
+    targets: Tensor
+
+
+def shifted_rows(tokens: Tensor, loss_mask: Tensor, lengths: Sequence[int]) -> LossRows:
+    """Rows t of a flat batch (T,) such that token t+1 is a loss token of the same document.
+
+    The mask (T,) bool keeps the tokens that are learned; a document's first token never is,
+    since nothing of that document precedes it.
+    """
+    starts = torch.tensor([0, *lengths], device=tokens.device).cumsum(0)
+    if int(starts[-1]) != len(tokens) or len(loss_mask) != len(tokens):
+        raise ValueError(
+            f"{len(tokens)} tokens, {len(loss_mask)} mask entries and documents of together "
+            f"{int(starts[-1])} tokens do not fit"
+        )
+    learned = loss_mask.clone()
+    learned[starts[:-1]] = False
+    targets_at = learned.nonzero().squeeze(1)
+    return LossRows(targets_at - 1, tokens[targets_at])

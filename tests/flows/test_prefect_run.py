@@ -1,0 +1,74 @@
+"""The whole command with fake stage bodies, in processes of its own: Prefect between them."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_stages
+import pytest
+
+
+def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+    root = Path(fake_stages.__file__).parents[2]
+    environment = os.environ | {
+        "FAKE_FAIL": fail,
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, fake_stages.__file__, *arguments, "--home", str(home)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def prefect_rows(home: Path, query: str) -> list[tuple]:
+    with sqlite3.connect(home / "prefect" / "prefect.db") as database:
+        rows = database.execute(query).fetchall()
+    database.close()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for the story below."""
+    return tmp_path_factory.mktemp("story") / "home"
+
+
+def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
+    wrong = rlhf(home, "demo", fail="v1/sample_pairs=user")
+    assert wrong.returncode == 2, wrong.stderr
+    assert wrong.stderr.splitlines()[-1] == "Row 17 of data.jsonl.gz has no field text. Add it."
+    assert "Traceback" not in wrong.stderr
+    assert "+ base/sft" in wrong.stderr
+
+    killed = rlhf(home, "demo", fail="v2/rejection_sampling=kill")
+    assert killed.returncode == -9
+    assert "= base/sft: reused" in killed.stderr
+    assert "+ v1/evaluate" in killed.stderr
+
+    done = rlhf(home, "demo")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("reused") == 12 + 4
+    assert "+ v2/rejection_sampling" in done.stderr
+    assert "+ v2/ppo" in done.stderr
+    assert "Gold safety of v2 over SFT" in done.stdout
+    assert f"Prefect database: {home}/prefect/prefect.db" in done.stdout
+
+    names = prefect_rows(home, "select name, state_type from flow_run order by created")
+    assert names[-4:] == [
+        ("rlhf-run", "COMPLETED"),
+        ("rlhf-base", "COMPLETED"),
+        ("rlhf-v1", "COMPLETED"),
+        ("rlhf-v2", "COMPLETED"),
+    ]
+    assert ("rlhf-v1", "FAILED") in names
+    states = prefect_rows(home, "select distinct state_name from task_run")
+    assert {("Cached",), ("Completed",), ("Failed",)} <= set(states)
+    artifacts = prefect_rows(home, "select distinct key from artifact where key <> '' order by key")
+    assert artifacts == [("rlhf-base",), ("rlhf-v1",), ("rlhf-v2",)]

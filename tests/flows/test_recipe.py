@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from data_contracts.errors import UserError
+from flows.recipe import load_recipe, merged, parse_setting, recipe_names, settings_keys
+
+
+def problem(source: str, *settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(source, settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_named_recipes() -> None:
+    assert recipe_names() == ["13b", "34b", "70b", "7b", "demo", "real"]
+    for name in recipe_names():
+        assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_heads", "pretraining", "reward_model", "beta"),
+    [
+        ("7b", 32, 3e-4, 1e-5, 0.01),
+        ("13b", 40, 3e-4, 1e-5, 0.01),
+        ("34b", 8, 1.5e-4, 1e-5, 0.005),
+        ("70b", 8, 1.5e-4, 5e-6, 0.005),
+    ],
+)
+def test_the_papers_numbers(
+    name: str, kv_heads: int, pretraining: float, reward_model: float, beta: float
+) -> None:
+    recipe = load_recipe(name)
+    assert recipe.pretrain.model.n_kv_heads == kv_heads
+    assert recipe.pretrain.learning_rate == pretraining
+    assert recipe.safety_rm.learning_rate == reward_model
+    assert recipe.ppo.kl_beta == beta
+    assert (recipe.num_versions, recipe.ppo_from_version) == (5, 5)
+
+
+def test_settings_change_one_value_and_keep_its_neighbours() -> None:
+    recipe = load_recipe("demo", ["ppo.kl_beta=2e-2", "sample_pairs.num_prompts.safety=5"])
+    assert recipe.ppo.kl_beta == 0.02
+    assert recipe.sample_pairs.num_prompts["safety"] == 5
+    assert recipe.sample_pairs.num_prompts["helpfulness"] > 5
+
+
+def test_overrides_come_last() -> None:
+    recipe = load_recipe("demo", ["seed=1"], seed=2, num_versions=None, launch__num_processes=2)
+    assert recipe.seed == 2
+    assert recipe.num_versions == 2
+    assert recipe.launch.of("ppo").num_processes == 2
+    assert recipe.launch.of("ingest").num_processes == 1
+
+
+def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: real\nproduct: mine\npretrain:\n  learning_rate: 1e-3\n")
+    recipe = load_recipe(str(file))
+    assert (recipe.name, recipe.product) == ("mine", "mine")
+    assert recipe.pretrain.learning_rate == 1e-3
+    assert recipe.pretrain.source_weights == load_recipe("real").pretrain.source_weights
+
+
+def test_a_recipe_survives_being_written_down(tmp_path: Path) -> None:
+    recipe = load_recipe("real", data_dir=str(tmp_path))
+    file = tmp_path / "recipe.json"
+    file.write_text(recipe.model_dump_json())
+    assert load_recipe(str(file)) == recipe
+
+
+def test_an_unknown_key_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    assert "unknown key ppo.kl_bta (did you mean ppo.kl_beta?)" in problem("demo", "ppo.kl_bta=1")
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: demo\nlearning_rate: 1\n")
+    assert "unknown key learning_rate (did you mean " in problem(str(file))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("ppo.kl_beta=many", "ppo.kl_beta: input should be a valid number"),
+        ("ppo=3", "ppo: "),
+        ("num_versions=-1", "num_versions: input should be greater than or equal to 0"),
+        ("ppo.kl_beta", "--set ppo.kl_beta is not key=value"),
+        ("ppo.kl_beta=[1", "is not valid YAML"),
+        ("pretrain.sequence_length=100000", "sequence_length 100000 exceeds"),
+    ],
+)
+def test_a_wrong_value_is_one_paragraph(setting: str, words: str) -> None:
+    assert words in problem("demo", setting)
+
+
+def test_many_problems_are_cut_short() -> None:
+    wrong = [f"ppo.{letter}=1" for letter in "abcdef"]
+    assert "; and 3 more" in problem("demo", *wrong)
+
+
+def test_no_such_recipe(tmp_path: Path) -> None:
+    assert "Take one of 13b, 34b, 70b, 7b, demo, real" in problem("dmo")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    assert "not valid YAML" in problem(str(broken))
+    listed = tmp_path / "list.yaml"
+    listed.write_text("- 1\n")
+    assert "does not hold a mapping" in problem(str(listed))
+
+
+def test_values_are_read_as_yaml() -> None:
+    assert parse_setting("a.b=3e-4") == {"a": {"b": 3e-4}}
+    assert parse_setting("a=[1, 2]") == {"a": [1, 2]}
+    assert parse_setting("a=null") == {"a": None}
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def test_every_key_is_listed() -> None:
+    keys = set(settings_keys())
+    assert {"ppo.kl_beta", "pretrain.model.dim", "ingest.sources", "launch.num_threads"} <= keys

@@ -1,0 +1,100 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_stages import walk_all
+
+from flows.environment import prepare
+from flows.recipe import Recipe, load_recipe
+from flows.runner import Walk, find_nodes, rerun
+
+NewWalk = Callable[..., Walk]
+
+
+@pytest.fixture
+def small() -> Recipe:
+    """One version: enough to see parents, children and models."""
+    return load_recipe("demo", ["num_versions=1"])
+
+
+def client_of(walk: Walk):
+    prepare(walk.where)
+    from mlflow import MlflowClient
+
+    return MlflowClient(walk.where.mlflow, registry_uri=walk.where.mlflow)
+
+
+def all_runs(walk: Walk) -> dict[str, list]:
+    client = client_of(walk)
+    experiment = client.get_experiment_by_name("sandbox")
+    assert experiment is not None
+    found: dict[str, list] = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        found.setdefault(run.info.run_name, []).append(run)
+    return found
+
+
+def test_parents_children_inputs_params_metrics_and_models(
+    new_walk: NewWalk, small: Recipe
+) -> None:
+    walk = new_walk(small, tracked=True)
+    results = {r.node.id.name: r.manifest for r in walk_all(walk)}
+    walk.tracker.close_all()
+    assert not walk.tracker.broken
+
+    runs = all_runs(walk)
+    assert len(runs) == 2 + len(results)
+    assert all(len(same) == 1 for same in runs.values())
+    parent, child = runs["RLHF-V1"][0], runs["rejection_sampling"][0]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run[0].info.status for run in runs.values()} == {"FINISHED"}
+    assert child.data.params["num_samples"] == "8"
+    assert child.data.params["finetuning.learning_rate"] == "0.0005"
+    assert "policy.digest" not in child.data.params
+
+    inputs = {i.dataset.name: i.dataset.digest for i in child.inputs.dataset_inputs}
+    policy = results["sft"].outputs["model"].digest
+    assert inputs["policy"] == policy[:36]
+    assert child.data.tags["rlhf.input.policy"] == policy
+    assert child.data.metrics["final/num_rows"] == 1.0
+    history = client_of(walk).get_metric_history(child.info.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+    for name, node in (("policy", "rejection_sampling"), ("safety-rm", "reward_model-safety")):
+        (version,) = client_of(walk).search_model_versions(f"name = '{name}'")
+        assert version.tags["rlhf.digest"] == results[node].outputs["model"].digest
+        assert Path(version.tags["rlhf.path"]).is_dir()
+
+
+def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(
+    new_walk: NewWalk, small: Recipe
+) -> None:
+    walk = new_walk(small, tracked=True)
+    walk_all(walk)
+    before = {name: [r.info.run_id for r in runs] for name, runs in all_runs(walk).items()}
+    again = new_walk(small, tracked=True)
+    walk_all(again)
+    rerun(find_nodes(small, "reward_model", 1), again, force=True)
+    assert {n: [r.info.run_id for r in runs] for n, runs in all_runs(walk).items()} == before
+    assert len(client_of(walk).search_model_versions("name = 'safety-rm'")) == 1
+
+    fresh = new_walk(small, tracked=True)
+    object.__setattr__(fresh.where, "local", fresh.where.local / "elsewhere")
+    walk_all(fresh)
+    runs = all_runs(fresh)
+    assert runs.keys() == before.keys()
+    assert runs["pretrain"][0].data.metrics["final/bits_per_byte_after"] == 2.5
+    assert runs["pretrain"][0].data.metrics["train/loss"] == 1.0
+
+
+def test_a_dead_server_warns_once_and_fails_nothing(
+    new_walk: NewWalk, small: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    walk = new_walk(small, tracked=True)
+    warnings: list[str] = []
+    walk.tracker.warn = warnings.append
+    assert len(walk_all(walk)) == 12
+    (warning,) = warnings
+    assert warning.startswith("MLflow at http://127.0.0.1:9 is not taking records (")

@@ -1,0 +1,1 @@
+"""A small model, stages and rank programs to try the runtime on."""

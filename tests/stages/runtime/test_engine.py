@@ -1,0 +1,168 @@
+"""The engine in one process: equal to plain torch, whatever the ZeRO stage and the split.
+
+ZeRO-3 needs two ranks and is tried in test_engine_ranks."""
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from runtime_toys.models import (
+    NUM_STEPS,
+    OPTIMIZER,
+    SCHEDULE,
+    Toy,
+    batch,
+    build,
+    train,
+    train_plainly,
+)
+
+from stages.runtime.distributed import process_group
+from stages.runtime.engine import DivergedError, Engine, EngineSettings, frozen
+from stages.runtime.schedules import constant, cosine_with_warmup
+
+PLAIN_LOSSES, PLAIN_STATE = train_plainly(NUM_STEPS)
+
+
+def largest_difference(state: dict[str, torch.Tensor]) -> float:
+    assert state.keys() == PLAIN_STATE.keys()
+    return max((value - PLAIN_STATE[name]).abs().max().item() for name, value in state.items())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("splits", [[12], [5, 4, 3], [1, 11]], ids=str)
+def test_engine_equals_plain_torch_for_every_split_into_micro_batches(
+    zero_stage: int, splits: list[int]
+) -> None:
+    rank = process_group()
+    engine = build(rank, zero_stage)
+    losses = train(engine, rank, range(NUM_STEPS), splits)
+    assert losses == pytest.approx(PLAIN_LOSSES, abs=2e-5)
+    assert largest_difference(engine.full_state()) < 2e-4
+    assert engine.num_steps == NUM_STEPS
+    assert engine.last_step.learning_rate == SCHEDULE(NUM_STEPS - 1)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_number_of_micro_batches_may_change_from_step_to_step(zero_stage: int) -> None:
+    rank = process_group()
+    engine = build(rank, zero_stage)
+    for step, splits in enumerate([[12], [4, 4, 4], [6, 6], [12], [1, 2, 3, 6]]):
+        loss = train(engine, rank, range(step, step + 1), splits)
+        assert loss == pytest.approx([PLAIN_LOSSES[step]], abs=2e-5)
+
+
+def test_evaluation_between_micro_batches_leaves_the_gradient_alone() -> None:
+    rank = process_group()
+    for zero_stage in (0, 2):
+        engine = build(rank, zero_stage)
+        for step in range(3):
+            tokens, targets = batch(step)
+            engine.backward(engine(tokens[:6], targets[:6]).losses.sum() / 12, last=False)
+            with torch.no_grad():
+                engine(tokens, targets)
+            loss = engine(tokens[6:], targets[6:])
+            with torch.no_grad():
+                engine(tokens, targets)
+            engine.backward(loss.losses.sum() / 12, last=True)
+            with torch.no_grad():
+                engine(tokens, targets)
+            engine.step()
+        with torch.no_grad():
+            after = engine(*batch(3)).losses.mean().item()
+        assert after == pytest.approx(PLAIN_LOSSES[3], abs=2e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_bf16_masters_start_from_the_fp32_weights(zero_stage: int) -> None:
+    engine = build(process_group(), zero_stage, "bf16")
+    state = engine.full_state()
+    for name, value in Toy().state_dict().items():
+        assert torch.equal(state[name], value), name
+    assert next(engine.module.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_bf16_accumulates_micro_batches_in_fp32(zero_stage: int) -> None:
+    rank = process_group()
+    engine = build(rank, zero_stage, "bf16")
+    losses = train(engine, rank, range(NUM_STEPS), [1] * 12)
+    assert losses == pytest.approx(PLAIN_LOSSES, abs=0.05)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (2, "bf16")])
+def test_plain_copy_follows_the_trained_weights(zero_stage: int, precision: str) -> None:
+    rank = process_group()
+    engine = build(rank, zero_stage, precision)
+    plain = engine.plain_copy()
+    train(engine, rank, range(2), [12])
+    engine.sync_copy()
+    with torch.no_grad():
+        assert torch.equal(plain(*batch(9)).losses, engine(*batch(9)).losses)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_load_full_state_replaces_the_weights(zero_stage: int) -> None:
+    rank = process_group()
+    engine = build(rank, zero_stage, seed=1)
+    engine.load_full_state(Toy().state_dict())
+    losses = train(engine, rank, range(5), [12])
+    assert losses == pytest.approx(PLAIN_LOSSES[:5], abs=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_gradient_that_is_not_finite_stops_training(zero_stage: int, precision: str) -> None:
+    engine = build(process_group(), zero_stage, precision)
+    train(engine, process_group(), range(2), [12])
+    loss = engine(*batch(2)).losses.mean() * math.inf
+    engine.backward(loss, last=True)
+    with pytest.raises(DivergedError, match=r"after 2 steps.*learning_rate"):
+        engine.step()
+
+
+def test_offloaded_optimizer_state_changes_nothing() -> None:
+    rank = process_group()
+    settings = EngineSettings(zero_stage=2, offload_optimizer=True)
+    engine = Engine(Toy(), OPTIMIZER, SCHEDULE, settings, rank)
+    losses = train(engine, rank, range(5), [5, 7])
+    assert losses == pytest.approx(PLAIN_LOSSES[:5], abs=2e-5)
+
+
+def test_frozen_module_has_no_gradients_and_no_training_mode() -> None:
+    reward = frozen(Toy(), EngineSettings(precision="bf16"), process_group())
+    losses = reward(*batch(0)).losses
+    assert not losses.requires_grad
+    assert not reward.module.training
+    assert next(reward.module.parameters()).dtype == torch.bfloat16
+    assert next(reward.module.buffers()).dtype == torch.float32
+
+
+def test_an_engine_is_freed_with_its_stage() -> None:
+    rank = process_group()
+    for zero_stage in (0, 1, 2, 3):
+        engine = build(rank, zero_stage)
+        train(engine, rank, range(2), [5, 7])
+        weights = weakref.ref(next(engine.module.parameters()))
+        del engine
+        gc.collect()
+        assert weights() is None, zero_stage
+
+
+def test_offloading_without_sharding_is_refused() -> None:
+    with pytest.raises(ValueError, match="zero_stage"):
+        EngineSettings(offload_optimizer=True)
+
+
+def test_schedules_by_hand() -> None:
+    schedule = cosine_with_warmup(total_steps=7, warmup_steps=2, peak=1.0, final_ratio=0.2)
+    assert [round(schedule(step), 6) for step in range(8)] == [
+        *(0.5, 1.0),  # warm-up: half way, full
+        *(1.0, 0.882843, 0.6, 0.317157, 0.2),  # 0.2 + 0.8 * (1 + cos(pi * k / 4)) / 2
+        0.2,
+    ]
+    assert constant(0.3)(17) == 0.3
+    with pytest.raises(ValueError, match="warmup_steps 5"):
+        cosine_with_warmup(5, 5, 1.0, 0.1)

@@ -1,0 +1,90 @@
+"""The engine on two processes: one launch of runtime_toys.ranks finds out, the tests judge."""
+
+from typing import Any
+
+import pytest
+import torch
+from runtime_toys.llama import MODES, train_llama
+from runtime_toys.models import NUM_STEPS, Toy, batch, train_plainly
+
+from stages.runtime.distributed import process_group
+
+PLAIN_LOSSES, PLAIN_STATE = train_plainly(NUM_STEPS)
+
+
+def test_ranks_exchange_numbers_and_objects(findings: dict[str, Any]) -> None:
+    assert findings["messages"] == {
+        "sum": 2.0,
+        "tensor": [2, 1],
+        "max": 1.0,
+        "broadcast": {"from": 0},
+        "gather": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_ranks_learn_what_one_plain_process_learns(
+    findings: dict[str, Any], zero_stage: int
+) -> None:
+    found = findings[f"zero-{zero_stage}"]
+    assert found["losses"] == pytest.approx(PLAIN_LOSSES, abs=1e-4)
+    assert found["split_losses"] == pytest.approx(PLAIN_LOSSES, abs=1e-4)
+    expected = {name: value.double().sum().item() for name, value in PLAIN_STATE.items()}
+    assert found["state"] == pytest.approx(expected, abs=2e-2)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_plain_copy_is_whole_and_current(findings: dict[str, Any], zero_stage: int) -> None:
+    found = findings[f"zero-{zero_stage}"]
+    assert found["plain_copy_error"] == 0
+    assert found["sharded"] == (zero_stage == 3)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_stays_near_fp32(findings: dict[str, Any], zero_stage: int) -> None:
+    found = findings[f"zero-{zero_stage}-bf16"]
+    assert found["losses"] == pytest.approx(PLAIN_LOSSES, abs=0.05)
+    assert found["split_losses"] == pytest.approx(PLAIN_LOSSES, abs=0.05)
+    assert found["plain_copy_error"] == 0
+
+
+def test_bf16_masters_start_from_the_fp32_weights(findings: dict[str, Any]) -> None:
+    assert findings["masters"] == {"1": True, "2": True, "3": True}
+
+
+def test_rank_0_sets_the_weights_of_a_sharded_module(findings: dict[str, Any]) -> None:
+    assert findings["set"] == pytest.approx(PLAIN_LOSSES[:3], abs=1e-4)
+
+
+def test_evaluation_leaves_a_sharded_gradient_alone(findings: dict[str, Any]) -> None:
+    assert findings["interrupted"] == pytest.approx(PLAIN_LOSSES[1], abs=1e-4)
+
+
+def test_infinity_on_one_rank_stops_all(findings: dict[str, Any]) -> None:
+    assert len(findings["diverged"]) == 4
+    assert all("diverged" in problem for problem in findings["diverged"])
+
+
+def test_resuming_is_exact(findings: dict[str, Any]) -> None:
+    assert findings["resume"] == {"0": True, "2": True, "3": True}
+
+
+def test_ranks_with_unequal_shares_do_not_wait_for_ever(findings: dict[str, Any]) -> None:
+    module = Toy()
+    module(*batch(0)).losses.mean().backward()
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in module.parameters() if p.grad is not None]
+    )
+    assert findings["uneven"] == pytest.approx([norm.item()] * 3, rel=1e-4)
+
+
+def test_frozen_module_is_sharded_but_gives_the_same(findings: dict[str, Any]) -> None:
+    sharded, whole = findings["frozen"]
+    assert sharded == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_real_model_learns_the_same_when_sharded(findings: dict[str, Any], mode: str) -> None:
+    whole = train_llama(process_group(), 0, mode)
+    for zero_stage in (2, 3):
+        assert findings["llama"][f"{mode}-{zero_stage}"] == pytest.approx(whole, abs=1e-4)

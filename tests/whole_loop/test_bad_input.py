@@ -1,0 +1,101 @@
+"""A user's mistake is one paragraph with file, row and remedy, exit code 2, and nothing made."""
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whole_loop_home import TINY, run_rlhf
+
+
+def assert_one_paragraph(out: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert out.returncode == 2, out.stdout[-1000:] + out.stderr[-1000:]
+    assert "Traceback" not in out.stderr + out.stdout
+    message = " ".join(out.stderr.split())
+    for word in words:
+        assert word in message, message
+
+
+def ingest(path: Path, tmp_path: Path, role: str, file_format: str) -> Any:
+    home = tmp_path / "home"
+    arguments = ["--role", role, "--format", file_format]
+    if role in ("preferences", "prompts"):
+        arguments += ["--domain", "helpfulness"]
+    out = run_rlhf("ingest", path, *arguments, home=home, cwd=tmp_path)
+    assert not list(home.glob("manifests/*.json"))
+    return out
+
+
+def lines(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+PAIR = {"prompt": "hello", "chosen": "good day", "rejected": "no"}
+
+
+def test_truncated_gzip(tmp_path: Path):
+    path = tmp_path / "text.jsonl.gz"
+    whole = gzip.compress(b"\n".join(b'{"text": "%d a document"}' % i for i in range(2000)))
+    path.write_bytes(whole[: len(whole) // 2])
+    out = ingest(path, tmp_path, "documents", "jsonl_text")
+    assert_one_paragraph(out, "text.jsonl.gz")
+
+
+def test_missing_field(tmp_path: Path):
+    path = lines(tmp_path / "qa.jsonl", {"question": "a", "answer": "b"}, {"question": "c"})
+    out = ingest(path, tmp_path, "demonstrations", "qa")
+    assert_one_paragraph(out, "qa.jsonl", "2", "answer")
+
+
+def test_a_rating_outside_the_four(tmp_path: Path):
+    path = lines(tmp_path / "pairs.jsonl", PAIR, PAIR | {"rating": "enormously_better"})
+    out = ingest(path, tmp_path, "preferences", "pairs")
+    assert_one_paragraph(out, "pairs.jsonl", "2", "rating")
+
+
+def test_an_empty_response(tmp_path: Path):
+    path = lines(tmp_path / "pairs.jsonl", PAIR, PAIR | {"rejected": "  "})
+    out = ingest(path, tmp_path, "preferences", "pairs")
+    assert_one_paragraph(out, "pairs.jsonl", "2", "rejected")
+
+
+def test_an_unknown_recipe_key(tmp_path: Path):
+    out = run_rlhf("plan", "--recipe", TINY, "--set", "sft.learning_rat=1", home=tmp_path / "h")
+    assert_one_paragraph(out, "learning_rat", "learning_rate")
+
+
+def test_a_prompt_longer_than_the_context(home: Path, tmp_path: Path):
+    out = run_rlhf(
+        "stage", "sample_pairs", "--recipe", TINY, "--version", "1",
+        "--set", "sample_pairs.max_new_tokens=110", home=home,
+    )  # fmt: skip
+    assert_one_paragraph(out, "Prompt", "tokens", "overlong=drop")
+
+
+def test_nan_in_a_weights_file(models: dict[str, Path], tmp_path: Path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(models["base:0"], tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] = torch.nan
+    weights.unlink()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    home = tmp_path / "home"
+    out = run_rlhf("run", "--recipe", TINY, "--set", f"pretrain.init_from.path={folder}", home=home)
+    assert_one_paragraph(out, "model.safetensors", "model.norm.weight", "NaN")
+    assert not [m for m in home.glob("manifests/*.json") if '"stage":"pretrain"' in m.read_text()]
+
+
+@pytest.mark.parametrize("name", ["preferences", "documents"])
+def test_a_table_under_the_wrong_contract(home: Path, name: str):
+    table = next((home / "objects").glob("*/prompts.parquet"))
+    out = run_rlhf("check", table, "--contract", name, home=home)
+    assert_one_paragraph(out, "prompts.parquet", name)

@@ -1,0 +1,93 @@
+"""What a run survives, and what more processes change."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from whole_loop_home import RLHF, TINY, run_rlhf
+
+
+def digests(home: Path) -> dict[str, str]:
+    out = run_rlhf("models", "--json", home=home)
+    assert out.returncode == 0, out.stderr
+    return {f"{m['name']}-{m['version']}": m["digest"] for m in json.loads(out.stdout)}
+
+
+def wait_for(path_pattern: str, home: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(home.glob(path_pattern)):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
+    """kill -9 while a reward model trains; the same command then ends with the same models."""
+    killed = tmp_path / "home"
+    environment = os.environ | {"RLHF_HOME": str(killed), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [RLHF, "run", "--recipe", str(TINY)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for("iterations/v1/collect_preferences.json", killed, process)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = set((killed / "manifests").iterdir())
+
+    out = run_rlhf("run", "--recipe", TINY, home=killed)
+
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert finished <= set((killed / "manifests").iterdir())
+    assert digests(killed) == digests(home)
+
+
+def sft_losses(home: Path, tmp_path: Path, name: str, *arguments: str) -> list[float]:
+    """Loss of every step of a forced SFT in a copy of the home."""
+    copy = Path(shutil.copytree(home, tmp_path / name))
+    before = set(copy.glob("work/*/attempt-*/metrics.jsonl"))
+    settings = ("--set", "sft.num_epochs=4", "--set", "sft.global_batch_size=8")
+    out = run_rlhf("stage", "sft", "--recipe", TINY, "--force", *settings, *arguments, home=copy)
+    assert out.returncode == 0, out.stderr[-2000:]
+    (metrics,) = set(copy.glob("work/*/attempt-*/metrics.jsonl")) - before
+    return [json.loads(line)["train/loss"] for line in metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_processes_give_the_loss_curve_of_one(home: Path, tmp_path: Path, zero_stage: int):
+    alone = sft_losses(home, tmp_path, "alone")
+    ranks = sft_losses(
+        home,
+        tmp_path,
+        "ranks",
+        "--num-processes",
+        "2",
+        "--set",
+        f"sft.engine.zero_stage={zero_stage}",
+    )
+    assert len(alone) >= 20
+    assert ranks == pytest.approx(alone, abs=1e-3)
+
+
+def test_a_damaged_object_is_made_again(home: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(home, tmp_path / "home"))
+    rows = json.loads(run_rlhf("models", "--json", home=copy).stdout)
+    path = next(Path(row["path"]) for row in rows if row["name"] == "safety-rm")
+    weights = path / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(damaged)
+
+    out = run_rlhf("run", "--recipe", TINY, home=copy)
+
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert digests(copy) == digests(home)
