@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,12 @@ def test_an_unknown_recipe_key(tmp_path: Path):
 def test_a_prompt_longer_than_the_context(home: Path, tmp_path: Path):
     out = run_rlhf(
         "stage", "sample_pairs", "--recipe", TINY, "--version", "1",
-        "--set", "sample_pairs.max_new_tokens=110", home=home,
+        "--set", "sample_pairs.max_new_tokens=110", home=shutil.copytree(home, tmp_path / "h"),
     )  # fmt: skip
     assert_one_paragraph(out, "Prompt", "tokens", "overlong=drop")
 
 
 def test_nan_in_a_weights_file(models: dict[str, Path], tmp_path: Path):
-    import shutil
 
     import torch
     from safetensors.torch import load_file, save_file

@@ -7,6 +7,16 @@ from pathlib import Path
 
 from whole_loop_home import TINY, plan, run_rlhf
 
+BASE = ["sandbox_world", "ingest", "tokenizer", "tokenize_corpus", "pretrain", "sft"]
+ITERATION = [
+    "sample_pairs",
+    "collect_preferences",
+    "reward_model-helpfulness",
+    "reward_model-safety",
+    "rejection_sampling",
+    "evaluate",
+]
+
 
 def test_it_ends_with_versions_and_places(first_run: tuple[Path, str]):
     home, printed = first_run
@@ -55,15 +65,22 @@ def test_mlflow_lists_parents_children_and_inputs(home: Path):
     (database,) = (home / "mlflow").glob("*.db")
     with sqlite3.connect(database) as connection:
         names = [name for (name,) in connection.execute("select name from runs")]
-        parents = dict(
-            connection.execute(
-                "select value, count(*) from tags where key='mlflow.parentRunId' group by 1"
-            )
-        )
+        children = connection.execute(
+            """
+            select parent.name, child.name
+            from runs as child
+            join tags on tags.run_uuid = child.run_uuid and tags.key = 'mlflow.parentRunId'
+            join runs as parent on parent.run_uuid = tags.value
+            """
+        ).fetchall()
         (num_inputs,) = connection.execute("select count(*) from inputs").fetchone()
         models = {name for (name,) in connection.execute("select name from registered_models")}
     assert {"RLHF-V1", "RLHF-V2"} <= set(names)
-    assert sorted(parents.values()) == [6, 6, 7]
+    assert {parent: sorted(c for p, c in children if p == parent) for parent, _ in children} == {
+        "Base": sorted(BASE),
+        "RLHF-V1": sorted(ITERATION),
+        "RLHF-V2": sorted([*ITERATION, "ppo"]),
+    }
     assert num_inputs > 0
     assert models == {"policy", "helpfulness-rm", "safety-rm"}
 
