@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
@@ -219,6 +218,8 @@ def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
     """Win rate against SFT by version, both domains (Figure 11)."""
     folder = work.output("figures")
     if work.rank.is_main:
+        from matplotlib.figure import Figure  # here, since it takes a second
+
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         judges = sorted({r["judge"] for r in win_rates})
