@@ -1,0 +1,141 @@
+"""Does a pretraining step cost less than one of Hugging Face's Trainer?
+
+    python -m benchmarks.pretrain
+
+One lap is an optimizer step of `stages.pretrain.train`: full sequences of random tokens, no
+padding on either side, the same model, optimizer and precision (fp32).
+"""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.benchmark import Benchmark, main
+from benchmarks.peers import HUGGING_FACE
+from benchmarks.shapes import NUM_SPECIAL, SMALL, Floor, backbone_flops, output_flops, policy
+from benchmarks.sides import Side
+from benchmarks.stage_work import UNREAD, timed_work
+from benchmarks.turns import Turns
+from kernels.model import ModelConfig
+from stages import pretrain
+from stages.models.corpus import BlockSampler
+
+
+@dataclass(frozen=True)
+class Size:
+    """One optimizer step: this many full sequences."""
+
+    model: ModelConfig = SMALL
+    sequence_length: int = 512
+    global_batch_size: int = 8
+
+
+def ours(turns: Turns, size: Size) -> None:
+    """The stage's loop."""
+    config = stage_config(size, turns.num_laps)
+    sampler = BlockSampler(
+        {"random": token_stream(size, turns.num_laps)},
+        config.source_weights,
+        num_blocks=turns.num_laps * size.global_batch_size,
+        sequence_length=size.sequence_length,
+        seed=0,
+    )
+    model = policy(size.model)
+    with timed_work(turns) as work:
+        engine = pretrain.build_engine(config, model, work)
+        pretrain.train(config, engine, sampler, ([], 1.0), 1, work)
+
+
+def stage_config(size: Size, num_steps: int) -> pretrain.Config:
+    """The stage's settings for so many steps."""
+    architecture = {name: getattr(size.model, name) for name in pretrain.ModelSettings.model_fields}
+    return pretrain.Config(
+        token_shards=UNREAD,
+        tokenizer=UNREAD,
+        model=pretrain.ModelSettings(**architecture),
+        num_tokens=num_steps * size.global_batch_size * size.sequence_length,
+        sequence_length=size.sequence_length,
+        global_batch_size=size.global_batch_size,
+        micro_batch_size=size.global_batch_size,
+        warmup_steps=1,
+    )
+
+
+def token_stream(size: Size, num_steps: int) -> np.ndarray:
+    """Random ids, enough for every step to see new ones."""
+    length = num_steps * size.global_batch_size * size.sequence_length + 1
+    return np.random.default_rng(0).integers(
+        NUM_SPECIAL, size.model.vocab_size, length, dtype=np.int32
+    )
+
+
+def trainer(turns: Turns, size: Size) -> None:
+    """Trainer as it comes."""
+    _train(turns, size)
+
+
+def compiled_trainer(turns: Turns, size: Size) -> None:
+    """Trainer with torch.compile."""
+    _train(turns, size, torch_compile=True)
+
+
+def _train(turns: Turns, size: Size, **settings: Any) -> None:
+    import datasets
+    from transformers import Trainer, TrainingArguments
+
+    from benchmarks.hugging_face import Laps, causal_twin, common_arguments
+
+    stream = token_stream(size, turns.num_laps)[:-1].reshape(-1, size.sequence_length)
+    model = causal_twin(policy(size.model))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            **common_arguments(turns, folder),
+            learning_rate=3e-4,
+            warmup_steps=1,
+            per_device_train_batch_size=size.global_batch_size,
+            **settings,
+        )
+        data = datasets.Dataset.from_dict({"input_ids": stream, "labels": stream})
+        Trainer(
+            model,
+            arguments,
+            train_dataset=data.with_format("torch"),
+            callbacks=[Laps(turns, model)],
+        ).train()
+
+
+def floor(size: Size) -> Floor:
+    """Forward and twice as much backward, the output layer on every token."""
+    flops = backbone_flops(size.model, size.sequence_length / 2) + output_flops(size.model)
+    return Floor(3 * flops, "forward, backward; attention counted where it is not masked")
+
+
+BENCHMARK = Benchmark(
+    name="pretrain",
+    question=__doc__.splitlines()[0],
+    unit="tokens/s",
+    size=Size(),
+    laps_per_round=4,
+    sides=(
+        Side("ours", ours, "stages.pretrain, micro-batch 8 × 512, ZeRO-0"),
+        Side(
+            "Trainer",
+            trainer,
+            "transformers' Trainer as it comes: batch 8 × 512, SDPA, fused AdamW",
+            HUGGING_FACE,
+            target=1.25,
+        ),
+        Side(
+            "Trainer, compiled",
+            compiled_trainer,
+            "the same with torch_compile=True (Inductor)",
+            HUGGING_FACE,
+        ),
+    ),
+    floor=floor,
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
