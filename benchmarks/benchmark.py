@@ -84,7 +84,7 @@ class Outcome:
 
 
 def measure(benchmark: Benchmark, num_rounds: int, num_threads: int, peers: Path) -> Outcome:
-    """Run all sides in turn. Raises SideFailed."""
+    """Run all sides in turn. Raises SideFailedError."""
     rounds = in_turn(
         benchmark.sides,
         benchmark.size,

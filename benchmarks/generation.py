@@ -116,7 +116,7 @@ def _generate(turns: Turns, size: Size, batch_size: int, **settings: Any) -> Non
         "top_k": 0,
         "top_p": 1.0,
         "max_new_tokens": size.max_new_tokens,
-        "eos_token_id": None if size.mean_new_tokens is None else EOS_ID,
+        "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
     }
     turns.start()
@@ -124,8 +124,14 @@ def _generate(turns: Turns, size: Size, batch_size: int, **settings: Any) -> Non
         num_tokens = 0
         for ids, mask in batches:
             out = model.generate(input_ids=ids, attention_mask=mask, **options, **settings)
-            num_tokens += int((out[:, ids.shape[1] :] != PAD_ID).sum())
+            num_tokens += _num_written(out[:, ids.shape[1] :])
         turns.lap(num_tokens)
+
+
+def _num_written(responses: torch.Tensor) -> int:
+    """Tokens up to and with each response's EOS."""
+    is_eos = (responses == EOS_ID).long()
+    return int((is_eos.cumsum(dim=1) - is_eos == 0).sum())
 
 
 def _left_padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

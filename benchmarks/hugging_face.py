@@ -97,13 +97,3 @@ def common_arguments(turns: Turns, folder: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-
-
-__all__ = [
-    "Laps",
-    "TrainingArguments",
-    "causal_twin",
-    "common_arguments",
-    "reward_twin",
-    "tokenizer",
-]

@@ -81,7 +81,13 @@ def trainer(turns: Turns, size: Size) -> None:
 
 def trainer_by_length(turns: Turns, size: Size) -> None:
     """Batches of pairs of like length: less padding."""
-    _train(turns, size, train_sampling_strategy="group_by_length", length_column_name="num_tokens")
+    _train(
+        turns,
+        size,
+        train_sampling_strategy="group_by_length",
+        length_column_name="num_tokens",
+        remove_unused_columns=False,  # the sampler looks for that column among those left
+    )
 
 
 def _train(turns: Turns, size: Size, **settings: Any) -> None:

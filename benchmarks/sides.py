@@ -42,7 +42,7 @@ class Side:
     """How many times as fast as this side we mean to be."""
 
 
-class SideFailed(RuntimeError):
+class SideFailedError(RuntimeError):
     """A side raised, or took too long."""
 
 
@@ -57,7 +57,7 @@ def in_turn(
 ) -> list[list[Round]]:
     """The measured rounds of each side: first round of every side, second round of every side, …
 
-    Raises SideFailed with what the side printed.
+    Raises SideFailedError with what the side printed.
     """
     os.environ.update(_ENVIRONMENT, OMP_NUM_THREADS=str(num_threads))
     workers: list[_Worker] = []
@@ -118,11 +118,13 @@ class _Worker:
                 message = self._connection.recv()
                 if not isinstance(message, _Failure):
                     return message
-                raise SideFailed(f"{self._name}: {message.text}")
+                raise SideFailedError(f"{self._name}: {message.text}")
             problem = f"no answer for {_PATIENCE_SECONDS} s"
         except EOFError:
             problem = "the process ended"
-        raise SideFailed(f"{self._name}: {problem}\n{Path(self._log.name).read_text()[-4000:]}")
+        raise SideFailedError(
+            f"{self._name}: {problem}\n{Path(self._log.name).read_text()[-4000:]}"
+        )
 
 
 @dataclass(frozen=True)
