@@ -129,7 +129,7 @@ def text_of(outcome: Outcome, machine: Machine) -> str:
         is_ours = side is outcome.ours
         ratio = "" if is_ours else f"{side.ratio:.2f}x"
         target = f"{side.target:.2f}x" if side.target else ""
-        lines.append(f"{side.name:<28} {side.rate:>12,.0f} {spread:>19} {ratio:>9} {target:>8}")
+        lines.append(f"{side.name:<28} {side.rate:>12,.0f} {spread:>19} {ratio:>14} {target:>8}")
     lines.append("")
     for side in outcome.sides:
         facts = ", ".join(f"{name} {value:,.4g}" for name, value in side.facts.items())

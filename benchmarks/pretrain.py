@@ -14,13 +14,22 @@ import numpy as np
 
 from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import HUGGING_FACE
-from benchmarks.shapes import NUM_SPECIAL, SMALL, Floor, backbone_flops, output_flops, policy
+from benchmarks.shapes import (
+    BOS_ID,
+    NUM_SPECIAL,
+    SMALL,
+    Floor,
+    backbone_flops,
+    output_flops,
+    policy,
+)
 from benchmarks.sides import Side
 from benchmarks.stage_work import UNREAD, timed_work
 from benchmarks.turns import Turns
 from kernels.model import ModelConfig
 from stages import pretrain
 from stages.models.corpus import BlockSampler
+from stages.runtime.engine import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,12 @@ class Size:
 
 def ours(turns: Turns, size: Size) -> None:
     """The stage's loop."""
-    config = stage_config(size, turns.num_laps)
+    train_stage(turns, size, EngineSettings())
+
+
+def train_stage(turns: Turns, size: Size, engine_settings: EngineSettings) -> None:
+    """The stage's loop on every rank of the process group."""
+    config = stage_config(size, turns.num_laps, engine_settings)
     sampler = BlockSampler(
         {"random": token_stream(size, turns.num_laps)},
         config.source_weights,
@@ -45,11 +59,11 @@ def ours(turns: Turns, size: Size) -> None:
     model = policy(size.model)
     with timed_work(turns) as work:
         engine = pretrain.build_engine(config, model, work)
-        pretrain.train(config, engine, sampler, ([], 1.0), 1, work)
+        pretrain.train(config, engine, sampler, ([], 1.0), BOS_ID, work)
 
 
-def stage_config(size: Size, num_steps: int) -> pretrain.Config:
-    """The stage's settings for so many steps."""
+def stage_config(size: Size, num_steps: int, engine: EngineSettings) -> pretrain.Config:
+    """The stage's settings for so many steps, each in one forward pass of a rank."""
     architecture = {name: getattr(size.model, name) for name in pretrain.ModelSettings.model_fields}
     return pretrain.Config(
         token_shards=UNREAD,
@@ -60,6 +74,7 @@ def stage_config(size: Size, num_steps: int) -> pretrain.Config:
         global_batch_size=size.global_batch_size,
         micro_batch_size=size.global_batch_size,
         warmup_steps=1,
+        engine=engine,
     )
 
 
