@@ -4,6 +4,7 @@ Imported inside the sides that run a peer: accelerate must already be on the pat
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,11 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 class Laps(TrainerCallback):
-    """Ends a lap at every optimizer step; counts the tokens that the model was fed, pads apart."""
+    """Ends a lap at every optimizer step; `num_tokens` says how many tokens that step had."""
 
-    def __init__(self, turns: Turns, model: torch.nn.Module) -> None:
+    def __init__(self, turns: Turns, num_tokens: Callable[[], int]) -> None:
         self._turns = turns
-        self._num_tokens = 0
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._num_tokens = num_tokens
 
     def on_train_begin(self, *positional: Any, **named: Any) -> None:
         """Start the clock."""
@@ -71,13 +71,24 @@ class Laps(TrainerCallback):
 
     def on_step_end(self, *positional: Any, **named: Any) -> None:
         """One optimizer step is done."""
-        self._turns.lap(self._num_tokens)
-        self._num_tokens = 0
+        self._turns.lap(self._num_tokens())
 
-    def _count(self, module: Any, positional: Any, named: dict[str, Any]) -> None:
+
+class FedTokens:
+    """Counts the tokens that a model was fed since it was last asked, padding apart."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._count = 0
+        model.register_forward_pre_hook(self._add, with_kwargs=True)
+
+    def __call__(self) -> int:
+        """The count, which starts anew."""
+        count, self._count = self._count, 0
+        return count
+
+    def _add(self, module: Any, positional: Any, named: dict[str, Any]) -> None:
         mask = named.get("attention_mask")
-        tokens = named["input_ids"] if mask is None else mask
-        self._num_tokens += tokens.numel() if mask is None else int(mask.sum())
+        self._count += named["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def common_arguments(turns: Turns, folder: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pretrain
 
-One lap is an optimizer step of `stages.pretrain.train`: full sequences of random tokens, no
+One lap is an optimizer step of `stages.pretrain.run`: full sequences of random tokens, no
 padding on either side, the same model, optimizer and precision (fp32).
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.artifacts import publish_table, publish_tokenizer
 from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import HUGGING_FACE
 from benchmarks.shapes import (
-    BOS_ID,
     NUM_SPECIAL,
     SMALL,
     Floor,
@@ -24,11 +24,11 @@ from benchmarks.shapes import (
     policy,
 )
 from benchmarks.sides import Side
-from benchmarks.stage_work import UNREAD, timed_work
+from benchmarks.stage_work import timed_work
 from benchmarks.turns import Turns
+from data_contracts.store import Store
 from kernels.model import ModelConfig
 from stages import pretrain
-from stages.models.corpus import BlockSampler
 from stages.runtime.engine import EngineSettings
 
 
@@ -47,27 +47,19 @@ def ours(turns: Turns, size: Size) -> None:
 
 
 def train_stage(turns: Turns, size: Size, engine_settings: EngineSettings) -> None:
-    """The stage's loop on every rank of the process group."""
-    config = stage_config(size, turns.num_laps, engine_settings)
-    sampler = BlockSampler(
-        {"random": token_stream(size, turns.num_laps)},
-        config.source_weights,
-        num_blocks=turns.num_laps * size.global_batch_size,
-        sequence_length=size.sequence_length,
-        seed=0,
-    )
-    model = policy(size.model)
+    """The stage on every rank of the process group."""
     with timed_work(turns) as work:
-        engine = pretrain.build_engine(config, model, work)
-        pretrain.train(config, engine, sampler, ([], 1.0), BOS_ID, work)
+        pretrain.run(stage_config(size, turns.num_laps, engine_settings, work.store), work)
 
 
-def stage_config(size: Size, num_steps: int, engine: EngineSettings) -> pretrain.Config:
+def stage_config(
+    size: Size, num_steps: int, engine: EngineSettings, store: Store
+) -> pretrain.Config:
     """The stage's settings for so many steps, each in one forward pass of a rank."""
     architecture = {name: getattr(size.model, name) for name in pretrain.ModelSettings.model_fields}
     return pretrain.Config(
-        token_shards=UNREAD,
-        tokenizer=UNREAD,
+        token_shards=publish_table(store, "token_shards", shard_rows(size, num_steps)),
+        tokenizer=publish_tokenizer(store, size.model.vocab_size),
         model=pretrain.ModelSettings(**architecture),
         num_tokens=num_steps * size.global_batch_size * size.sequence_length,
         sequence_length=size.sequence_length,
@@ -76,6 +68,22 @@ def stage_config(size: Size, num_steps: int, engine: EngineSettings) -> pretrain
         warmup_steps=1,
         engine=engine,
     )
+
+
+def shard_rows(size: Size, num_steps: int) -> list[dict[str, Any]]:
+    """One long document to train on, and a short one to validate with."""
+    stream = token_stream(size, num_steps)
+    splits = {"train": stream, "validation": stream[: size.sequence_length + 1]}
+    return [
+        {
+            "document_id": split,
+            "source": "random",
+            "split": split,
+            "num_bytes": len(tokens),
+            "tokens": tokens.tolist(),
+        }
+        for split, tokens in splits.items()
+    ]
 
 
 def token_stream(size: Size, num_steps: int) -> np.ndarray:
@@ -100,7 +108,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
     import datasets
     from transformers import Trainer, TrainingArguments
 
-    from benchmarks.hugging_face import Laps, causal_twin, common_arguments
+    from benchmarks.hugging_face import FedTokens, Laps, causal_twin, common_arguments
 
     stream = token_stream(size, turns.num_laps)[:-1].reshape(-1, size.sequence_length)
     model = causal_twin(policy(size.model))
@@ -117,7 +125,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
             model,
             arguments,
             train_dataset=data.with_format("torch"),
-            callbacks=[Laps(turns, model)],
+            callbacks=[Laps(turns, FedTokens(model))],
         ).train()
 
 

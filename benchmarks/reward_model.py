@@ -94,7 +94,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
     import datasets
     from trl import RewardConfig, RewardTrainer
 
-    from benchmarks.hugging_face import Laps, common_arguments, reward_twin, tokenizer
+    from benchmarks.hugging_face import FedTokens, Laps, common_arguments, reward_twin, tokenizer
 
     rows = [_row(pair) for pair in pairs(size, turns.num_laps)]
     model = reward_twin(new_reward_model(size.model))
@@ -112,7 +112,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
             arguments,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer(size.model.vocab_size),
-            callbacks=[Laps(turns, model)],
+            callbacks=[Laps(turns, FedTokens(model))],
         ).train()
 
 

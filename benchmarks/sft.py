@@ -108,7 +108,7 @@ def _train(turns: Turns, size: Size, packing: bool, micro_batch_size: int) -> No
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    from benchmarks.hugging_face import Laps, causal_twin, common_arguments, tokenizer
+    from benchmarks.hugging_face import FedTokens, Laps, causal_twin, common_arguments, tokenizer
 
     examples = demonstrations(size, turns.num_laps)
     model = causal_twin(policy(size.model))
@@ -126,7 +126,7 @@ def _train(turns: Turns, size: Size, packing: bool, micro_batch_size: int) -> No
             arguments,
             train_dataset=datasets.Dataset.from_list([_row(e) for e in examples]),
             processing_class=tokenizer(size.model.vocab_size),
-            callbacks=[Laps(turns, model)],
+            callbacks=[Laps(turns, FedTokens(model))],
         ).train()
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.zero
 
-One lap is an optimizer step on the same global batch: `stages.pretrain.train`, or a loop of a few
+One lap is an optimizer step on the same global batch: `stages.pretrain.run`, or a loop of a few
 lines around the same model. Two processes have one thread each, one process has both.
 """
 

@@ -31,9 +31,6 @@ from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
 
-HeldOut = tuple[list[np.ndarray], float]
-"""Blocks of sequence_length + 1 tokens, and bytes per token."""
-
 
 class ModelSettings(Contract):
     """Architecture of the base model (Table 1); the vocabulary is the tokenizer's."""
@@ -124,9 +121,18 @@ def run(config: Config, work: WorkDir) -> StageOutput:
         config.model.config(tokenizer.vocab_size), torch.Generator().manual_seed(config.seed)
     )
     engine = build_engine(config, model, work)
+    checkpointer = Checkpointer(work.checkpoints, work.rank, config.checkpoint_every_steps)
     held_out = streams.validation_blocks(config.sequence_length, config.num_validation_sequences)
 
-    before = train(config, engine, sampler, held_out, tokenizer.bos_id, work)
+    first_step, extra = checkpointer.restore({"policy": engine})
+    before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
+    for step in range(first_step, num_steps(config)):
+        first = step * config.global_batch_size
+        blocks = [sampler.block(first + i) for i in range(config.global_batch_size)]
+        loss = train_step(engine, blocks, config, tokenizer.bos_id, work)
+        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
+        work.progress(step + 1, num_steps(config), "step", loss=loss, tokens=step_tokens(config))
+        checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
     after = bits_per_byte(engine, held_out, config, work)
 
     return StageOutput(
@@ -188,31 +194,6 @@ def build_engine(config: Config, model: CausalLM, work: WorkDir) -> Engine:
     return Engine(model, optimizer, schedule, config.engine, work.rank)
 
 
-def train(
-    config: Config,
-    engine: Engine,
-    sampler: BlockSampler,
-    held_out: HeldOut,
-    bos_id: int,
-    work: WorkDir,
-) -> float:
-    """All steps of the schedule, or what a resumed run has left of them.
-
-    Returns the bits per byte of held-out text before the first step.
-    """
-    checkpointer = Checkpointer(work.checkpoints, work.rank, config.checkpoint_every_steps)
-    first_step, extra = checkpointer.restore({"policy": engine})
-    before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
-    for step in range(first_step, num_steps(config)):
-        first = step * config.global_batch_size
-        blocks = [sampler.block(first + i) for i in range(config.global_batch_size)]
-        loss = train_step(engine, blocks, config, bos_id, work)
-        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
-        work.progress(step + 1, num_steps(config), "step", loss=loss, tokens=step_tokens(config))
-        checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
-    return before
-
-
 def train_step(
     engine: Engine, blocks: Sequence[np.ndarray], config: Config, bos_id: int, work: WorkDir
 ) -> float:
@@ -239,7 +220,9 @@ def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example
     return [Example(piece.tolist(), [True] * len(piece)) for piece in pieces if len(piece) > 1]
 
 
-def bits_per_byte(engine: Engine, held_out: HeldOut, config: Config, work: WorkDir) -> float:
+def bits_per_byte(
+    engine: Engine, held_out: tuple[list[np.ndarray], float], config: Config, work: WorkDir
+) -> float:
     """Cross-entropy of held-out text in bits per UTF-8 byte: comparable across tokenizers."""
     blocks, bytes_per_token = held_out
     if not blocks:
