@@ -124,11 +124,11 @@ def _generate(turns: Turns, size: Size, batch_size: int, **settings: Any) -> Non
         num_tokens = 0
         for ids, mask in batches:
             out = model.generate(input_ids=ids, attention_mask=mask, **options, **settings)
-            num_tokens += _num_written(out[:, ids.shape[1] :])
+            num_tokens += num_written(out[:, ids.shape[1] :])
         turns.lap(num_tokens)
 
 
-def _num_written(responses: torch.Tensor) -> int:
+def num_written(responses: torch.Tensor) -> int:
     """Tokens up to and with each response's EOS."""
     is_eos = (responses == EOS_ID).long()
     return int((is_eos.cumsum(dim=1) - is_eos == 0).sum())
@@ -154,7 +154,7 @@ def floor(size: Size) -> Floor:
 
 
 FIXED = Benchmark(
-    name="generation, fixed length",
+    name="generation-fixed",
     question=__doc__.splitlines()[0],
     unit="tokens/s",
     size=Size(),
@@ -174,7 +174,7 @@ FIXED = Benchmark(
 
 VARIED = dataclasses.replace(
     FIXED,
-    name="generation, varied lengths",
+    name="generation-varied",
     size=Size(num_prompts=128, min_prompt=16, max_prompt=128, mean_new_tokens=44),
     laps_per_round=1,
     sides=(

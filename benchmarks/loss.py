@@ -99,7 +99,7 @@ def recompute_floor(size: Size) -> Floor:
 
 
 MEAN = Benchmark(
-    name="loss, mean cross-entropy",
+    name="loss-mean",
     question=__doc__.splitlines()[0],
     unit="rows/s",
     size=Size(),
@@ -114,7 +114,7 @@ MEAN = Benchmark(
 
 LOGPROBS = dataclasses.replace(
     MEAN,
-    name="loss, log-probabilities and entropy",
+    name="loss-logprobs",
     sides=(
         Side("ours", our_logprobs, "kernels.cross_entropy.linear_logprobs"),
         Side("plain", plain_logprobs, "log_softmax of all logits, gather, entropy", target=1.0),

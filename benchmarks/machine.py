@@ -1,5 +1,6 @@
 """The machine that a figure belongs to: its name, the libraries, and what it can do at most."""
 
+import os
 import platform
 import sys
 import time
@@ -20,6 +21,7 @@ class Machine:
 
     name: str
     versions: str
+    num_threads: int
     flops_per_second: float
     """Of one large fp32 matrix product with the benchmark's number of threads."""
 
@@ -30,6 +32,7 @@ def describe(num_threads: int) -> Machine:
     return Machine(
         name=f"{_processor()}, {num_threads} threads, {_memory_gib():.0f} GiB",
         versions=f"Python {platform.python_version()}, {versions}",
+        num_threads=num_threads,
         flops_per_second=_matmul_rate(num_threads),
     )
 
@@ -56,6 +59,4 @@ def _processor() -> str:
 
 
 def _memory_gib() -> float:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

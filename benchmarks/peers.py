@@ -30,7 +30,8 @@ class Peer:
 
     def pins(self) -> dict[str, str]:
         """Version by distribution name."""
-        lines = [line.partition("#")[0].strip() for line in self.requirements.open()]
+        text = self.requirements.read_text()
+        lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         return dict(line.split("==") for line in lines if line)
 
     def problem(self, peers: Path) -> str:

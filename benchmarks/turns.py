@@ -15,6 +15,11 @@ class Round:
     facts: dict[str, float]
     """Other numbers that the side measured; of its last lap."""
 
+    @property
+    def rate(self) -> float:
+        """Work per second."""
+        return self.amount / self.seconds
+
 
 class Turns:
     """The clock of one side: `start` when all is set up, `lap` after every piece of work.
