@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check traps test-all clean
+.PHONY: help demo test check traps resume test-all clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,9 @@ test: check  ## check, then the default tests, under 12 minutes on 2 cores
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here
 	$(BIN)/pytest tests/traps -m "not gpu" -v
+
+resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every way, minutes
+	$(BIN)/python tests/traps/resuming/matrix.py
 
 test-all: check  ## every test that needs no GPU, the long ones too
 	$(BIN)/pytest -n 2 -m "not gpu"

@@ -21,11 +21,14 @@ class Job:
 
     stage: str
     home: str
-    config: dict[str, Any]
+    config: str
+    """The stage's, as JSON."""
     num_ranks: int
     kill: Kill | None
     report: str
     """File for what a finished run ended with, as JSON."""
+    bug: str = ""
+    """Of `resuming.bugs`, planted into the run."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Job":

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,53 +73,56 @@ class Matrix:
         self._home = folder / "inputs"
         self._configs = World(self._home).configs()
 
-    def cells(self, stages: Sequence[str], columns: Sequence[str]) -> dict[tuple[str, str], Cell]:
-        """The asked-for part of the matrix, by (stage, column)."""
+    def cells(
+        self, stages: Sequence[str], columns: Sequence[str], bug: str = ""
+    ) -> dict[tuple[str, str], Cell]:
+        """The asked-for part of the matrix, by (stage, column); `bug` is one to plant."""
         wanted = [(stage, column) for stage in stages for column in columns]
-        straight = {(stage, *_setting(COLUMNS[column][0])) for stage, column in wanted}
-        jobs = [self._job(stage, Leg(*setting), "straight") for stage, *setting in sorted(straight)]
-        for stage, column in wanted:
-            jobs += [self._job(stage, leg, column) for leg in COLUMNS[column]]
-        run_jobs(jobs, self._folder)
-        return {key: self._judge(*key) for key in wanted}
+        jobs = [job for stage, column in wanted for job in self._jobs(stage, column, bug)]
+        once = dict.fromkeys(jobs)  # a straight run may serve several columns
+        run_jobs([job for job in once if not Path(job.report).exists()], self._folder)
+        return {key: self._judge(*key, bug) for key in wanted}
 
-    def report(self, stage: str, column: str) -> dict[str, Any]:
-        """What the last run of a cell ended with; or, for "straight", a run without a break."""
-        leg = Leg() if column == "straight" else COLUMNS[column][-1]
-        return json.loads(self._report(stage, leg, column).read_text())
+    def report(self, stage: str, name: str) -> dict[str, Any]:
+        """What a run ended with: that of a column, or a straight one."""
+        return json.loads((self._folder / stage / f"{name}.json").read_text())
 
-    def _job(self, stage: str, leg: Leg, column: str) -> Job:
-        report = self._report(stage, leg, column)
-        # Killed runs and those that resume them share a home, whatever their number of ranks.
-        home = report.with_suffix("") if column == "straight" else self._folder / stage / column
+    def _jobs(self, stage: str, column: str, bug: str) -> list[Job]:
+        legs = COLUMNS[column]
+        straight = Leg(legs[0].zero_stage, legs[0].num_ranks)
+        return [
+            self._job(stage, straight_name(column, bug), straight, bug),
+            *(self._job(stage, column + bug, leg, bug) for leg in legs),
+        ]
+
+    def _job(self, stage: str, name: str, leg: Leg, bug: str) -> Job:
+        home = self._folder / stage / name  # of killed runs and of those that resume them
         if not home.exists():
             shutil.copytree(self._home, home)
         config = self._configs[stage].model_dump(mode="json")
         config["engine"]["zero_stage"] = leg.zero_stage
-        return Job(stage, str(home), config, leg.num_ranks, leg.kill, str(report))
+        return Job(
+            stage, str(home), json.dumps(config), leg.num_ranks, leg.kill, f"{home}.json", bug
+        )
 
-    def _report(self, stage: str, leg: Leg, column: str) -> Path:
-        zero_stage, num_ranks = _setting(leg)
-        return self._folder / stage / f"{column} {zero_stage}x{num_ranks}.json"
-
-    def _judge(self, stage: str, column: str) -> Cell:
-        first, *others = COLUMNS[column]
-        straight = json.loads(self._report(stage, first, "straight").read_text())
-        resumed = self.report(stage, column)
+    def _judge(self, stage: str, column: str, bug: str) -> Cell:
+        straight = self.report(stage, straight_name(column, bug))
+        resumed = self.report(stage, column + bug)
         if resumed["resumed_after"] == [0]:
             return Cell("FAILS: did not resume", holds=False)
-        if any(_setting(leg) != _setting(first) for leg in others):
+        if len({(leg.zero_stage, leg.num_ranks) for leg in COLUMNS[column]}) > 1:
             difference = largest_difference(straight["metrics"], resumed["metrics"])
-            text = f"max |dloss| = {difference:.1e}"
             holds = difference <= MOST_DIFFERENCE
-            return Cell(text if holds else f"FAILS: {text}", holds)
+            return Cell(f"{'' if holds else 'FAILS: '}max |dloss| = {difference:.1e}", holds)
         parts = ("outputs", "checkpoint", "metrics")
         wrong = [part for part in parts if resumed[part] != straight[part]]
         return Cell(f"FAILS: other {', '.join(wrong)}" if wrong else "bitwise", not wrong)
 
 
-def _setting(leg: Leg) -> tuple[int, int]:
-    return leg.zero_stage, leg.num_ranks
+def straight_name(column: str, bug: str = "") -> str:
+    """Of the run without a break that a column is compared with; columns share it."""
+    first = COLUMNS[column][0]
+    return f"straight {first.zero_stage}x{first.num_ranks}{bug}"
 
 
 def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
@@ -147,14 +150,19 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> None:
 
 
 def main() -> None:
+    print(_row("", COLUMNS), flush=True)
+    holds = True
     with tempfile.TemporaryDirectory() as folder:
-        cells = Matrix(Path(folder)).cells(STAGES, tuple(COLUMNS))
-    width = max(len(cell.text) for cell in cells.values()) + 2
-    print(" " * 14 + "".join(column.ljust(width) for column in COLUMNS))
-    for stage in STAGES:
-        texts = (cells[stage, column].text for column in COLUMNS)
-        print(stage.ljust(14) + "".join(text.ljust(width) for text in texts))
-    sys.exit(not all(cell.holds for cell in cells.values()))
+        matrix = Matrix(Path(folder))
+        for stage in STAGES:
+            cells = matrix.cells([stage], tuple(COLUMNS)).values()
+            print(_row(stage, [cell.text for cell in cells]), flush=True)
+            holds = holds and all(cell.holds for cell in cells)
+    sys.exit(0 if holds else 1)
+
+
+def _row(first: str, others: Iterable[str]) -> str:
+    return first.ljust(14) + "".join(text.ljust(24) for text in others).rstrip()
 
 
 if __name__ == "__main__":

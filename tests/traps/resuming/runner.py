@@ -24,14 +24,14 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     import deepspeed  # noqa: F401 - imported before the forks, for all of them
 
 import torch
+from resuming.bugs import BUGS
 from resuming.jobs import Job, Kill
 
 from data_contracts.store import Store
-from stages.runtime import attempts, checkpoints, settings
+from stages.runtime import attempts, checkpoints, settings, workdir
 from stages.runtime.checkpoints import Checkpointer, Resumed
 from stages.runtime.engine import Engine
 from stages.runtime.stage import run_stage, stage_module
-from stages.runtime.workdir import read_metrics
 
 
 def main(jobs: Sequence[Job]) -> None:
@@ -70,21 +70,24 @@ def fork(job: Job, rank: int, port: int) -> int:
 def run(job: Job, rank: int) -> None:
     torch.set_num_threads(1)
     settings._PERSISTENT_ELEMENTS = 0  # or ZeRO-3 would keep so small a model whole everywhere
+    if job.bug:
+        plant, _ = BUGS[job.bug]
+        plant()
     found: dict[str, Any] = {"resumed_after": []}
     observe(found)
     if job.kill:
         arm(job.kill)
-    config = stage_module(job.stage).Config.model_validate(job.config)
+    config = stage_module(job.stage).Config.model_validate_json(job.config)
     store = Store.open(job.home)
     manifest = run_stage(job.stage, config, store).manifest
     if rank == 0:
-        rows = read_metrics(store, manifest.key)
+        rows = workdir.read_metrics(store, manifest.key)
         found["outputs"] = {role: ref.digest for role, ref in manifest.outputs.items()}
         found["metrics"] = [
             {name: value for name, value in row.items() if not name.startswith("time")}
             for row in rows
         ]
-        found["phases"] = [[name for name in row if name.startswith("time/")] for row in rows]
+        found["phases"] = [[name for name in row if name.startswith("time")] for row in rows]
         Path(job.report).write_text(json.dumps(found))
 
 
