@@ -19,6 +19,15 @@ from flows.planner import plan as plan_steps
 from flows.recipe import load_recipe
 
 TINY = Path(__file__).parent / "tiny.yaml"
+BASE = ["sandbox_world", "ingest", "tokenizer", "tokenize_corpus", "pretrain", "sft"]
+ITERATION = [
+    "sample_pairs",
+    "collect_preferences",
+    "reward_model-helpfulness",
+    "reward_model-safety",
+    "rejection_sampling",
+    "evaluate",
+]
 Rlhf = Callable[..., subprocess.CompletedProcess[str]]
 RLHF = Path(sys.executable).parent / "rlhf"
 PATIENCE_SECONDS = 900
@@ -64,7 +73,7 @@ def running_rlhf(
         [RLHF, *map(str, arguments)],
         env=environment_of(home, **environment),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     )
     try:
@@ -72,7 +81,7 @@ def running_rlhf(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         wait_until(lambda: not processes_on(home), "its processes to end")
 
 
