@@ -5,16 +5,25 @@ token is flat over the batch's responses, in order: no padding, so no mask can b
 Legend: N responses, T response tokens of the batch.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_contracts.parquet import write_table
+from data_contracts.tables import CONTRACTS
+from kernels.generation import Sampling
+from kernels.model import CausalLM
 from stages.models.batches import Example, LossBatch, by_token_budget, collate
+from stages.models.sampling import sample_responses
 from stages.runtime.distributed import Rank
+from stages.runtime.stage import WorkDir
+from stages.text.tokenizer import Tokenizer
 
 MEASURING_TOKENS = 16_384
 """Tokens in one forward pass without gradients."""
@@ -65,6 +74,45 @@ class Rollouts:
         return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
 
 
+def sample_trajectories(
+    model: CausalLM,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    seed: int,
+    work: WorkDir,
+) -> list[Trajectory]:
+    """One response to each prompt, in order, on every rank."""
+    samples = sample_responses(model, prompts, sampling, tokenizer, seed, work)
+    pairs = zip(prompts, samples, strict=True)
+    return [Trajectory(prompt, s.tokens, s.finished) for prompt, s in pairs]
+
+
+def response_logprobs(
+    model: Callable[..., Any], trajectories: Sequence[Trajectory], temperature: float, rank: Rank
+) -> Tensor:
+    """Log-probs (T,) of the response tokens at the sampling temperature (trap 3)."""
+
+    def measure(flat: LossBatch) -> Tensor:
+        return model(
+            flat.tokens,
+            flat.documents,
+            flat.rows,
+            flat.targets,
+            temperature=temperature,
+            mode="logprobs",
+        ).logprobs
+
+    return per_token(measure, trajectories, rank)
+
+
+def response_values(
+    model: Callable[..., Tensor], trajectories: Sequence[Trajectory], rank: Rank
+) -> Tensor:
+    """Values (T,) of the states in which the response tokens were chosen."""
+    return per_token(lambda b: model(b.tokens, b.documents)[b.rows], trajectories, rank)
+
+
 @torch.no_grad()
 def per_token(
     measure: Callable[[LossBatch], Tensor], trajectories: Sequence[Trajectory], rank: Rank
@@ -110,3 +158,22 @@ def rollout_rows(
         }
         for i, trajectory in enumerate(rollouts.trajectories)
     ]
+
+
+def keep_rollouts(
+    work: WorkDir, iteration: int, prompts: Sequence[dict[str, Any]], rollouts: Rollouts
+) -> None:
+    """Write an iteration's rollouts beside the checkpoints, so that a resumed run has them all."""
+    if work.rank.is_main:
+        folder = work.checkpoints / "rollouts"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = rollout_rows(iteration, prompts, rollouts)
+        write_table(folder / f"iteration-{iteration:05d}.parquet", rows, CONTRACTS["rollouts"])
+
+
+def publish_rollouts(work: WorkDir) -> tuple[Path, str]:
+    """All iterations' rollouts as one artifact."""
+    folder = work.output("rollouts")
+    if work.rank.is_main:
+        shutil.copytree(work.checkpoints / "rollouts", folder, dirs_exist_ok=True)
+    return folder, CONTRACTS["rollouts"].kind
