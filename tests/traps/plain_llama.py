@@ -58,7 +58,6 @@ def turned(heads: Tensor, theta: float) -> Tensor:
     return torch.stack(pairs, dim=-1).flatten(-2)
 
 
-@torch.no_grad()
 def logits(model: CausalLM, tokens: list[int]) -> Tensor:
     """Next-token logits of every position of one document: (T, V)."""
     return hidden_states(model.backbone, tokens) @ model.lm_head.weight.double().T

@@ -31,6 +31,12 @@ def num_kv_heads(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.no_grad():
+        yield
+
+
 @pytest.mark.parametrize("num_pads", [0, 1, 2, 5, 12, 18])
 def test_logits_are_those_without_padding(num_kv_heads, num_pads):
     model = causal_lm(0, num_kv_heads)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kernels.heads import RewardModel, ScoreHead, ValueModel
+from kernels.heads import RewardModel, ValueModel
 from kernels.model import CausalLM, ModelConfig
 from stages.runtime.distributed import Rank
 
@@ -36,6 +36,8 @@ def reward_model(seed: int, n_kv_heads: int = 2, dtype: torch.dtype = torch.floa
     """A reward model whose scores are a few units apart."""
     causal = causal_lm(seed, n_kv_heads)
     model = RewardModel.from_causal(causal, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.score.weight.mul_(5)
     return model.to(dtype)
 
 
