@@ -14,8 +14,8 @@ Seen to fail with each of these planted in the product:
 
 import pytest
 import torch
-from trap_models import ONE_RANK, causal_lm
-from trap_ppo import bench
+from trap_models import ONE_RANK, causal_lm, value_model
+from trap_ppo import bench, engine
 
 from kernels import cross_entropy
 from stages.models import rollouts as rollouts_module
@@ -28,7 +28,10 @@ SPLITS = [(12, 12), (12, 5), (12, 1), (5, 2), (5, 5), (1, 1)]
 
 @pytest.fixture
 def ready(tmp_path, tokenizer):
-    return bench(tmp_path, tokenizer, learning_rate=0.0)
+    ready = bench(tmp_path, tokenizer)
+    ready.models.policy = engine(causal_lm(1, eos_logit=6), learning_rate=0.0)
+    ready.models.value = engine(value_model(5), learning_rate=0.0)
+    return ready
 
 
 @pytest.mark.parametrize(("mini_batch_size", "micro_batch_size"), SPLITS)

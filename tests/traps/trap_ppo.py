@@ -9,18 +9,19 @@ from typing import Any
 import plain_llama
 import torch
 from torch import Tensor, nn
-from trap_models import ONE_RANK, causal_lm, random_ids, reward_model, value_model
+from trap_models import EOS, ONE_RANK, causal_lm, random_ids, reward_model, value_model
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.store import Store
+from kernels.generation import Sampling, generate
 from kernels.model import CausalLM
 from stages import ppo
 from stages.models.ppo_update import update
 from stages.models.prompts import Prompts
 from stages.models.rewards import RewardModels
-from stages.models.rollouts import Rollouts, Trajectory
+from stages.models.rollouts import Rollouts, Trajectory, response_logprobs
 from stages.runtime.clock import Clock
-from stages.runtime.distributed import process_group
+from stages.runtime.distributed import Rank, process_group
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings, StepStats, frozen
 from stages.runtime.schedules import constant
 from stages.runtime.stage import WorkDir
@@ -44,21 +45,26 @@ class RememberingEngine(Engine):
         return super().step()
 
 
-def engine(module: nn.Module, learning_rate: float = 1e-2) -> RememberingEngine:
-    """An engine of one rank; without weight decay, clipping far away."""
+def engine(
+    module: nn.Module,
+    learning_rate: float = 1e-2,
+    rank: Rank | None = None,
+    settings: EngineSettings = EngineSettings(),
+) -> RememberingEngine:
+    """An engine, by default of one rank; no weight decay, and clipping far away."""
     optimizer = OptimizerSettings(
         learning_rate=learning_rate, weight_decay=0.0, gradient_clipping=1e9
     )
     return RememberingEngine(
-        module, optimizer, constant(learning_rate), EngineSettings(), process_group()
+        module, optimizer, constant(learning_rate), settings, rank or process_group()
     )
 
 
-def work_dir(folder: Path) -> WorkDir:
-    """Where a stage of one rank keeps its files."""
+def work_dir(folder: Path, rank: Rank = ONE_RANK) -> WorkDir:
+    """Where a stage keeps its files."""
     attempt = folder / "work" / "key" / "attempt-1"
     attempt.mkdir(parents=True, exist_ok=True)
-    return WorkDir(attempt, ONE_RANK, Store.open(folder / "home"))
+    return WorkDir(attempt, rank, Store.open(folder / "home"))
 
 
 @dataclass
@@ -92,41 +98,49 @@ class Bench:
         return update(config, policy, value, rollouts, order, self.work.rank)
 
 
-def bench(folder: Path, tokenizer: Tokenizer, learning_rate: float = 1e-2, **settings: Any) -> Bench:
+def bench(
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    rank: Rank | None = None,
+    dtype: torch.dtype = torch.float64,
+    **settings: Any,
+) -> Bench:
     """Twelve prompts of 2 to 9 tokens in both domains; responses of 1 to 8, some of them cut off.
 
     The reference is another model than the policy, so that the KL is far from 0.
     """
-    config = ppo.Config.model_validate(
-        {
-            "policy": NO_ARTIFACT,
-            "helpfulness_rm": NO_ARTIFACT,
-            "safety_rm": NO_ARTIFACT,
-            "prompts": NO_ARTIFACT,
-            "max_new_tokens": 8,
-            "batch_size": 12,
-            "mini_batch_size": 12,
-            "micro_batch_size": 5,
-            "kl_beta": 0.1,
-            "gamma": 0.9,
-            **settings,
-        }
-    )
-    policy = causal_lm(1, eos_logit=6)
-    safe, helpful = reward_model(3), reward_model(4)
+    rank = rank or process_group()
+    config = ppo.Config.model_validate(SETTINGS | settings)
+    policy = causal_lm(1, dtype=dtype, eos_logit=6)
+    trained = {"learning_rate": 1e-2, "rank": rank, "settings": config.engine}
     models = ppo.Models(
-        policy=engine(policy, learning_rate),
-        value=engine(value_model(5), learning_rate),
-        reference=frozen(causal_lm(2, eos_logit=6), EngineSettings(), ONE_RANK),
+        policy=engine(policy, **trained),
+        value=engine(value_model(5, dtype=dtype), **trained),
+        reference=frozen(causal_lm(2, dtype=dtype, eos_logit=6), config.engine, rank),
         rewards=RewardModels(
-            frozen(helpful, EngineSettings(), ONE_RANK),
-            frozen(safe, EngineSettings(), ONE_RANK),
+            *(frozen(reward_model(seed, dtype=dtype), config.engine, rank) for seed in (3, 4)),
             config.gate_threshold,
         ),
         sampler=policy,
         tokenizer=tokenizer,
     )
-    return Bench(config, work_dir(folder), models, prompts(12))
+    models.sampler = ppo.plain_policy(models.policy)
+    return Bench(config, work_dir(folder, rank), models, prompts(12))
+
+
+SETTINGS = {
+    "policy": NO_ARTIFACT,
+    "helpfulness_rm": NO_ARTIFACT,
+    "safety_rm": NO_ARTIFACT,
+    "prompts": NO_ARTIFACT,
+    "max_new_tokens": 8,
+    "batch_size": 12,
+    "mini_batch_size": 12,
+    "micro_batch_size": 5,
+    "kl_beta": 0.1,
+    "gamma": 0.9,
+}
 
 
 def prompts(num: int) -> Prompts:
@@ -174,3 +188,18 @@ def plain_entropy(model: CausalLM, rollouts: Rollouts, temperature: float = 1.0)
         logprobs = (rows / temperature).log_softmax(-1)
         total -= (logprobs.exp() * logprobs).sum().item()
     return total / sum(rollouts.lengths)
+
+
+def generator_and_trainer(ready: Bench, iteration: int) -> tuple[Tensor, Tensor]:
+    """Log-probs of the same new responses by both, after one more iteration of PPO."""
+    ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, iteration)
+    sampling = Sampling(ready.config.max_new_tokens, ready.config.temperature)
+    questions = ready.prompts.tokens
+    out = generate(ready.models.sampler, questions, sampling, eos_id=EOS, seed=iteration)
+    trajectories = [
+        Trajectory(*row) for row in zip(questions, out.responses, out.finished, strict=True)
+    ]
+    trained = response_logprobs(
+        ready.models.policy, trajectories, sampling.temperature, ready.work.rank
+    )
+    return torch.tensor([x for row in out.logprobs for x in row]), trained
