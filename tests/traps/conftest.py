@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from trap_models import VOCAB
+from trap_ranks import of_one_rank, of_two_ranks
 
 from stages.text.tokenizer import Tokenizer
 from stages.text.training import train_bpe
-from trap_models import VOCAB
-from trap_ranks import of_one_rank, of_two_ranks
 
 TEXTS = [f"The {noun} has {i} old walls.\n" for i in range(30) for noun in ("garden", "river")]
 

@@ -72,7 +72,6 @@ def logprobs(
     return torch.stack([table[before + i, token] for i, token in enumerate(response)])
 
 
-@torch.no_grad()
 def scores(model: torch.nn.Module, tokens: list[int]) -> Tensor:
     """What the scalar head of a reward or value model gives at every token: (T,)."""
     head = model.score

@@ -27,6 +27,7 @@ from stages.runtime.schedules import constant
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
 
+PLAIN = EngineSettings()
 NO_ARTIFACT = ArtifactRef(digest="0" * 64, kind="checkpoint")
 
 
@@ -49,7 +50,7 @@ def engine(
     module: nn.Module,
     learning_rate: float = 1e-2,
     rank: Rank | None = None,
-    settings: EngineSettings = EngineSettings(),
+    settings: EngineSettings = PLAIN,
 ) -> RememberingEngine:
     """An engine, by default of one rank; no weight decay, and clipping far away."""
     optimizer = OptimizerSettings(
@@ -171,9 +172,7 @@ def plain_policy_gradients(
     for trajectory, advantages in zip(
         rollouts.trajectories, split(rollouts.advantages, rollouts), strict=True
     ):
-        logprobs = plain_llama.logprobs(
-            twin, trajectory.prompt, trajectory.response, temperature
-        )
+        logprobs = plain_llama.logprobs(twin, trajectory.prompt, trajectory.response, temperature)
         total = total - (logprobs * advantages).sum()
     (total / sum(rollouts.lengths)).backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
