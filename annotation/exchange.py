@@ -119,9 +119,7 @@ def import_records(
     known = set(session.scalars(select(Entry.submission_id)))
     num_labels = 0
     for record in given:
-        item = session.scalars(
-            select(Item).where(Item.comparison_id == record.comparison_id)
-        ).one()
+        item = session.scalars(select(Item).where(Item.comparison_id == record.comparison_id)).one()
         for label in record.labels:
             submission_id = _submission_id(record, label)
             if submission_id not in known:

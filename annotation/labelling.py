@@ -59,7 +59,7 @@ def submit(session: Session, user: User, slot_id: int, answer: Answer, now: date
     Raises NotYoursError when the slot has gone to somebody else, RefusedError for the safety
     combination that the protocol leaves out.
     """
-    if earlier := _already_kept(session, user, answer.submission_id, slot_id):
+    if earlier := _already_kept(session, user, answer.submission_id, slot_id, EntryKind.label):
         return earlier
     slot = held_slot(session, user, slot_id)
     entry = _entry(slot, user, answer.submission_id, EntryKind.label, now)
@@ -75,7 +75,9 @@ def submit(session: Session, user: User, slot_id: int, answer: Answer, now: date
 
 def pass_on(session: Session, user: User, slot_id: int, passed: Pass, now: datetime) -> Entry:
     """Skip or flag an item; it goes to somebody else. Raises as `submit`."""
-    if earlier := _already_kept(session, user, passed.submission_id, slot_id):
+    if earlier := _already_kept(
+        session, user, passed.submission_id, slot_id, EntryKind(passed.kind)
+    ):
         return earlier
     slot = held_slot(session, user, slot_id)
     entry = _entry(slot, user, passed.submission_id, EntryKind(passed.kind), now)
@@ -90,7 +92,7 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
 
     Raises RefusedError when there is none, or when it has gone out with a batch.
     """
-    if earlier := _already_kept(session, user, submission_id, None):
+    if earlier := _already_kept(session, user, submission_id, None, EntryKind.undo):
         return session.get_one(Slot, earlier.slot_id)
     last = last_label(session, user)
     if last is None:
@@ -153,7 +155,7 @@ def safety_label(domain: str, answer: Answer) -> SafetyLabel | None:
 
 def adjudicate(session: Session, lead: User, item: Item, answer: Answer, now: datetime) -> Entry:
     """The lead's own decision on an item, A on the left; it goes out in place of all labels."""
-    if earlier := _already_kept(session, lead, answer.submission_id, None):
+    if earlier := _already_kept(session, lead, answer.submission_id, None, EntryKind.adjudication):
         return earlier
     before = adjudication(session, item)
     entry = Entry(
@@ -192,7 +194,7 @@ def _picked(side: Side, is_swapped: bool) -> Pick:
 
 
 def _already_kept(
-    session: Session, user: User, submission_id: str, slot_id: int | None
+    session: Session, user: User, submission_id: str, slot_id: int | None, kind: EntryKind
 ) -> Entry | None:
     """The entry of a submission that arrived before.
 
@@ -201,7 +203,10 @@ def _already_kept(
     if slot_id is not None:
         session.execute(select(Slot.id).where(Slot.id == slot_id).with_for_update())
     entry = session.scalars(select(Entry).where(Entry.submission_id == submission_id)).one_or_none()
-    if entry is not None and (entry.user_id != user.id or slot_id not in (None, entry.slot_id)):
+    if entry is None:
+        return None
+    is_same_slot = slot_id is None or slot_id == entry.slot_id
+    if entry.user_id != user.id or entry.kind != kind or not is_same_slot:
         raise NotYoursError("This submission was used for another item", "Load the page again")
     return entry
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_views
+from flows import cli_annotations, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -42,6 +42,9 @@ Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
 what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and why.""",
 )
+
+
+app.add_typer(cli_annotations.app, name="annotations")
 
 
 def main() -> None:

@@ -60,13 +60,18 @@ def serve(
 ) -> None:
     """Serve the page. Put a proxy with HTTPS before it where others use it."""
     import uvicorn
+    from pydantic import ValidationError
 
     from annotation.settings import AnnotationSettings
     from annotation.web.app import create_app
     from annotation.web.visitors import Service
     from flows.recipe import parse_file
 
-    chosen = AnnotationSettings.model_validate(parse_file(settings) if settings else {})
+    try:
+        chosen = AnnotationSettings.model_validate(parse_file(settings) if settings else {})
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise UserError(f"{settings} has no valid {fields}", "Correct these settings") from None
     service = Service(_database(places(home), database), chosen)
     typer.echo(f"http://{host}:{port}")
     uvicorn.run(create_app(service), host=host, port=port, log_level="warning")
@@ -142,7 +147,8 @@ def publish(
 def _sampled(where: Places, week: int) -> Path:
     """The comparisons that the stage sample_pairs made for a version of the home."""
     store, ledger = opened(where)
-    manifest = ledger.manifest(f"v{week}", "sample_pairs")
+    key = ledger.head(week, "sample_pairs")
+    manifest = store.manifest(key) if key else None
     if manifest is None:
         raise UserError(
             f"The home {where.home} has no comparisons for version {week}",

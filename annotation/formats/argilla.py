@@ -30,7 +30,9 @@ def _argilla(record: Record) -> dict[str, Any]:
     columns["messages"] = json.dumps(columns["messages"], ensure_ascii=False)
     labels = [label.model_dump(mode="json") for label in record.labels]
     # metadata holds no nested values: the times stand there as one JSON text
-    columns["created_at"] = json.dumps({label["annotator"]: label["created_at"] for label in labels})
+    columns["created_at"] = json.dumps(
+        {label["annotator"]: label["created_at"] for label in labels}
+    )
     return {
         "id": record.comparison_id,
         "status": "completed" if labels else "pending",

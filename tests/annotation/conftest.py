@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from annotation_postgres import fresh_postgres_database, postgres_server
 from annotation_world import Clock
 from argon2 import PasswordHasher
 from fastapi import FastAPI
@@ -43,3 +44,22 @@ def service(database: Database, clock: Clock) -> Service:
 @pytest.fixture
 def app(service: Service) -> FastAPI:
     return create_app(service)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres server of our own, where its programs are installed."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """The same test on both databases."""
+    if request.param == "sqlite":
+        url = sqlite_url(tmp_path / "annotation.db")
+    else:
+        url = fresh_postgres_database(request.getfixturevalue("postgres_url"))
+    opened = open_database(url)
+    yield opened
+    opened.close()
