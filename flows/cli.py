@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_views
+from flows import cli_annotations, cli_serve, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -218,6 +218,7 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
+app.command()(cli_serve.serve)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)
 

@@ -1,9 +1,10 @@
 """What the lead sees, from judgements written by hand."""
 
-import json
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from annotation_world import START, comparison
 
@@ -15,6 +16,7 @@ from annotation.statistics import (
     shares,
     table_6,
 )
+from stages.importers.source import Source, rows_of
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data" / "preferences"
 
@@ -108,17 +110,20 @@ def test_table_6_by_hand():
     assert (y.num_comparisons, total.num_comparisons) == (1, 3)
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the public data beside the repository")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real data ../shared/data is not there")
 def test_table_6_equals_a_pandas_one_off_on_public_data():
-    import pandas as pd
+    file = SHARED_DATA / "hh_harmless_base.jsonl.gz"
+    source = Source(name="hh", path=file, role="preferences", format="hh", domain="safety")
+    read = [row for _, row in rows_of(source, Counter())]
+    rows = [preference("hh", r.messages, r.chosen, r.rejected) for r in read]
+    (found, _) = table_6(rows, "source")
 
-    file = next(iter(sorted(SHARED_DATA.glob("*.jsonl*"))))
-    rows = hh_rows(file)[:300]
-    frame = pd.DataFrame(rows)
-    words = frame[["chosen", "rejected"]].map(lambda text: len(text.split()))
-    prompts = frame["messages"].map(lambda m: sum(len(x["content"].split()) for x in m))
-    (row, _) = table_6(rows, "source")
-    assert row.num_comparisons == len(frame)
-    assert row.mean_turns == pytest.approx(frame["messages"].map(lambda m: (len(m) + 1) / 2).mean())
-    assert row.mean_tokens_in_response == pytest.approx(words.mean(axis=1).mean())
-    assert row.mean_tokens_per_example == pytest.approx((prompts + words.mean(axis=1)).mean())
+    frame = pd.read_json(file, lines=True)
+    frame = frame[frame["chosen"] != frame["rejected"]]
+    # a dialogue that ends with a person's turn or an empty answer is no comparison
+    texts = frame[["chosen", "rejected"]].map(lambda t: t.rpartition("\n\nAssistant:"))
+    answers = texts.map(lambda parts: len(parts[2].split()))
+    turns = frame["chosen"].str.count("\n\nHuman:")
+    assert found.num_comparisons == pytest.approx(len(frame), rel=0.01)
+    assert found.mean_turns == pytest.approx(turns.mean(), rel=0.01)
+    assert found.mean_tokens_in_response == pytest.approx(answers.mean(axis=1).mean(), rel=0.01)
