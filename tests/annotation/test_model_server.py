@@ -4,42 +4,28 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
+from annotation_model import tiny_model, tiny_tokenizer
 from fastapi.testclient import TestClient
 
 from annotation.model_server import engine as engine_module
 from annotation.model_server.app import create_model_app
 from annotation.model_server.engine import Engine
 from kernels.generation import Sampling, generate
-from kernels.model import CausalLM, ModelConfig
+from kernels.model import CausalLM
 from stages.text.dialogue import render_prompt
 from stages.text.tokenizer import Tokenizer
-from stages.text.training import train_bpe
 
-CORPUS = [
-    "the small cat sat on the wide mat and looked at the moon",
-    "a café, naïve — ünïcode",
-] * 20
 QUESTIONS = ["the cat", "a mat?", "what is the moon and where is the cat"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_bytes(train_bpe(CORPUS, 330))
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> CausalLM:
-    config = ModelConfig(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        ffn_hidden=64,
-        vocab_size=tokenizer.vocab_size,
-        max_seq_len=128,
-    )
-    return CausalLM(config, torch.Generator().manual_seed(0))
+    return tiny_model(tokenizer)
 
 
 @pytest.fixture(scope="module")
