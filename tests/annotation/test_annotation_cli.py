@@ -12,11 +12,14 @@ from annotation.settings import AnnotationSettings
 from annotation.storage.database import open_database, sqlite_url
 from annotation.web.app import create_app
 from annotation.web.visitors import Service
+from data_contracts.errors import UserError
 from data_contracts.parquet import read_table, write_table
 from data_contracts.store import Store
 from data_contracts.tables import COMPARISONS, PREFERENCES
 from flows.cli import app as cli
-from stages.collect_preferences import Config
+from flows.graph import version_nodes
+from flows.recipe import load_recipe
+from stages.collect_preferences import Config, delivered
 from stages.runtime.stage import run_stage
 
 
@@ -108,9 +111,35 @@ def test_what_cannot_be_done_is_one_paragraph(home, words, message):
     assert message in " ".join(result.output.split())
 
 
-def test_a_delivery_of_another_week_is_refused(home, table, tmp_path):
-    done("publish", "--week", 1, "--comparisons", table, home=home)
+def test_a_delivery_of_another_week_is_refused(tmp_path):
+    row = {
+        **{name: comparison("c")[name] for name in ("prompt_id", "domain", "category", "messages")},
+        "preference_id": "p",
+        "source": "annotation",
+        "batch": 2,
+        "split": "train",
+        "annotator": "annotator-1",
+        "chosen": "one",
+        "rejected": "two",
+        "rating": "better",
+        "safety_label": None,
+    }
     file = tmp_path / "v2.parquet"
-    done("export", "--week", 1, "--output", file, home=home)
-    with pytest.raises(ValueError, match="needs deliveries"):
-        Config.model_validate({"method": "annotations", "delivery": {"path": file}, "batch": 2})
+    write_table(file, [row], PREFERENCES)
+    given = {"method": "annotations", "deliveries": tmp_path, "delivery": {"path": file}}
+    config = Config.model_validate({**given, "batch": 3})
+    with pytest.raises(UserError, match="weekly batch 3 holds rows of another batch"):
+        delivered(config, read_table(file, PREFERENCES))
+
+
+def test_a_recipe_takes_each_week_from_its_own_file(tmp_path):
+    settings = ["collect_preferences.method=annotations"]
+    with pytest.raises(UserError, match="needs deliveries"):
+        load_recipe("demo", settings)
+    recipe = load_recipe("demo", [*settings, f"collect_preferences.deliveries={tmp_path}"])
+    for version in (1, 2):
+        names = [node.id.name for node in version_nodes(recipe, version)]
+        assert names[:2] == ["sample_pairs", "collect_preferences"]
+        node = version_nodes(recipe, version)[1]
+        assert node.fixed["delivery"] == {"path": tmp_path / f"v{version}.parquet"}
+        assert node.upstream == ()
