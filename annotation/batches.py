@@ -28,7 +28,7 @@ from annotation.storage.schema import (
     SlotPurpose,
     SlotState,
 )
-from annotation.work_queue import is_uncorrected
+from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from data_contracts.splits import split_of
@@ -133,17 +133,6 @@ def new_item(week: int, position: int, row: Mapping[str, Any], gold_pick: Pick |
     )
 
 
-def new_slot(item: Item, number: int) -> Slot:
-    """A free place for one label."""
-    return Slot(
-        item=item,
-        number=number,
-        purpose=SlotPurpose.collect,
-        state=SlotState.free,
-        is_swapped=False,
-    )
-
-
 def open_batch(session: Session) -> Batch | None:
     """The newest batch that hands out work."""
     return session.scalars(
@@ -177,8 +166,8 @@ def progress(session: Session, week: int) -> Progress:
     counts: dict[str, int] = {}
     for state, count in session.execute(
         select(Slot.state, func.count(Slot.id))
-        .join(Item, Slot.item_id == Item.id)
-        .where(Item.week == week, ~Item.is_retired, Slot.purpose == SlotPurpose.collect)
+        .where(Slot.week == week, Slot.purpose == SlotPurpose.collect)
+        .where(Slot.state != SlotState.retired)
         .group_by(Slot.state)
     ):
         counts[state] = count

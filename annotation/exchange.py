@@ -25,7 +25,7 @@ from annotation.storage.schema import (
     SlotState,
     User,
 )
-from annotation.work_queue import current_labels
+from annotation.work_queue import current_labels, new_slot
 from data_contracts.errors import UserError
 
 NO_PASSWORD = "!"
@@ -156,7 +156,7 @@ def _slot_for(session: Session, item: Item, user: User) -> Slot:
     slot = next((slot for slot in slots if slot.state == SlotState.free), None)
     if slot is None:
         number = max((slot.number for slot in slots), default=0) + 1
-        slot = Slot(item=item, number=number, purpose=SlotPurpose.collect, is_swapped=False)
+        slot = new_slot(item, number)
         session.add(slot)
     slot.state, slot.holder_id = SlotState.done, user.id
     session.flush()

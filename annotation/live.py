@@ -17,12 +17,12 @@ import httpx
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from annotation.batches import new_item, new_slot, open_batch
+from annotation.batches import new_item, open_batch
 from annotation.labelling import without_nul
 from annotation.refusals import NotThereError, RefusedError
 from annotation.settings import AnnotationSettings, LiveModel
 from annotation.storage.schema import LIVE_PREFIX, Entry, Item, Pick, Slot, SlotState, User
-from annotation.work_queue import HOLD, current_labels
+from annotation.work_queue import HOLD, current_labels, new_slot
 from data_contracts.ratings import Domain
 
 _TIMEOUT_SECONDS = 120

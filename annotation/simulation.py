@@ -71,12 +71,14 @@ class SimulatedAnnotator:
         self._settings = settings.model_copy(update={"spread": (spread,)})
         self._seed = f"{seed}/{person}"
         self._tally = Tally()
+        self._is_registered = False
 
     def work(
         self, domains: list[Domain], num_labels: int | None, keeps_going: Callable[[], bool]
     ) -> Tally:
-        """Make an account, then label task after task."""
-        self._register()
+        """Label task after task; makes an account first, where there is none yet."""
+        if not self._is_registered:
+            self.register()
         for domain in domains:
             page = self._open(f"/tasks/{domain}")
             while page.slot_id is not None and self._wants_more(num_labels) and keeps_going():
@@ -87,7 +89,8 @@ class SimulatedAnnotator:
     def _wants_more(self, num_labels: int | None) -> bool:
         return num_labels is None or len(self._tally.slots) < num_labels
 
-    def _register(self) -> None:
+    def register(self) -> None:
+        """Accept the invitation."""
         form = {"username": f"simulated-{secrets.token_hex(6)}", "password": secrets.token_hex()}
         reply = self._send("POST", f"/invitations/{self._invitation}", form)
         if reply.status_code == 404:  # the account was made, and its answer was lost
@@ -96,6 +99,7 @@ class SimulatedAnnotator:
             raise UserError(
                 f"The service answers {reply.status_code} to an invitation", "Look up why"
             )
+        self._is_registered = True
 
     def _open(self, path: str) -> WorkPage:
         return read_page(self._send("GET", path).text)

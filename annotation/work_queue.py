@@ -7,7 +7,7 @@ renews the hold as long as it is open, and a hold that has run out is given to t
 import secrets
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from annotation.refusals import NotYoursError
@@ -36,9 +36,7 @@ def claim(session: Session, user: User, domain: str, now: datetime) -> Slot | No
     session.execute(select(User.id).where(User.id == user.id).with_for_update())
     slot = session.scalars(_held_by(user, domain)).first()
     if slot is None:
-        slot = (
-            _check_due(session, user, domain) or session.scalars(_free(user, domain, now)).first()
-        )
+        slot = _check_due(session, user, domain) or _next_slot(session, user, domain, now)
         if slot is None:
             return None
         slot.is_swapped = bool(secrets.randbelow(2))
@@ -82,37 +80,41 @@ def _held_by(user: User, domain: str) -> Select[tuple[Slot]]:
     """Slots with this user, the newest hold first: what was undone comes before what was next."""
     return (
         select(Slot)
-        .join(Item, Slot.item_id == Item.id)
-        .where(Slot.holder_id == user.id, Slot.state == SlotState.held)
-        .where(Item.domain == domain, ~Item.is_retired)
+        .where(Slot.holder_id == user.id, Slot.state == SlotState.held, Slot.domain == domain)
         .order_by(Slot.held_until.desc())
         .limit(1)
         .with_for_update(of=Slot)
     )
 
 
-def _free(user: User, domain: str, now: datetime) -> Select[tuple[Slot]]:
-    """Free or abandoned slots of items that this user has not met; every item's first label
-    comes before any item's second."""
+def _next_slot(session: Session, user: User, domain: str, now: datetime) -> Slot | None:
+    """An abandoned slot, else the first free one: every item's first label comes before any
+    item's second."""
+    weeks = session.scalars(
+        select(Batch.week).where(Batch.state == BatchState.open).order_by(Batch.week)
+    ).all()
+    for week in weeks:
+        of_week = _unmet(user).where(Slot.week == week, Slot.domain == domain)
+        abandoned = of_week.where(Slot.state == SlotState.held, Slot.held_until < now)
+        free = of_week.where(Slot.state == SlotState.free)
+        in_order = free.order_by(Slot.number, Slot.position)
+        slot = session.scalars(abandoned).first() or session.scalars(in_order).first()
+        if slot is not None:
+            return slot
+    return None
+
+
+def _unmet(user: User) -> Select[tuple[Slot]]:
+    """Slots of items that this user has not met, one of them, skipping what others just take."""
     own = aliased(Slot)
-    abandoned = and_(Slot.state == SlotState.held, Slot.held_until < now)
     return (
         select(Slot)
-        .join(Item, Slot.item_id == Item.id)
-        .join(Batch, Item.week == Batch.week)
-        .where(or_(Slot.state == SlotState.free, abandoned))
         .where(Slot.purpose == SlotPurpose.collect)
-        .where(Batch.state == BatchState.open, Item.domain == domain, ~Item.is_retired)
-        .where(~_has_entry(user))
-        .where(~exists().where(own.item_id == Item.id, own.holder_id == user.id))
-        .order_by(Batch.week, Slot.number, Item.position)
+        .where(~exists().where(Entry.item_id == Slot.item_id, Entry.user_id == user.id))
+        .where(~exists().where(own.item_id == Slot.item_id, own.holder_id == user.id))
         .limit(1)
         .with_for_update(of=Slot, skip_locked=True)
     )
-
-
-def _has_entry(user: User) -> ColumnElement[bool]:
-    return exists().where(Entry.item_id == Item.id, Entry.user_id == user.id)
 
 
 # ---- checks: gold items, and own items again ---------------------------------------------------
@@ -182,11 +184,29 @@ def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[tuple[Item]
 
 def _add_slot(session: Session, item: Item, purpose: SlotPurpose) -> Slot:
     last = session.scalar(select(func.max(Slot.number)).where(Slot.item_id == item.id))
-    slot = Slot(
-        item=item, number=(last or 0) + 1, purpose=purpose, state=SlotState.free, is_swapped=False
-    )
+    slot = new_slot(item, (last or 0) + 1, purpose)
     session.add(slot)
     return slot
+
+
+def new_slot(item: Item, number: int, purpose: SlotPurpose = SlotPurpose.collect) -> Slot:
+    """A free place for one label of an item."""
+    return Slot(
+        item=item,
+        week=item.week,
+        domain=item.domain,
+        position=item.position,
+        number=number,
+        purpose=purpose,
+        state=SlotState.free,
+        is_swapped=False,
+    )
+
+
+def retire(session: Session, item: Item) -> None:
+    """Take an item out of its batch: it is handed out, counted and delivered no more."""
+    item.is_retired = True
+    session.execute(update(Slot).where(Slot.item_id == item.id).values(state=SlotState.retired))
 
 
 def current_labels() -> ColumnElement[bool]:

@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,26 +99,26 @@ def _comparison(number: int) -> dict:
 
 
 def _work(tokens: list[str], seconds: float, think: float) -> list[Tally]:
-    """Everybody works until the time is over; log-ins are spread over the first seconds."""
+    """Everybody logs in; then all work until the time is over."""
+    people = [
+        SimulatedAnnotator(URL, token, number, AnnotatorSettings(), seed=0)
+        for number, token in enumerate(tokens)
+    ]
+    for person in people:
+        person.register()
     deadline = time.monotonic() + seconds
-    tallies: list[Tally] = []
 
-    def keeps_going(rng: random.Random) -> bool:
-        time.sleep(rng.expovariate(1 / think) if think else 0)
-        return time.monotonic() < deadline
-
-    def person(number: int) -> None:
+    def work(number: int) -> Tally:
         rng = random.Random(number)
-        time.sleep(rng.uniform(0, think))
-        somebody = SimulatedAnnotator(URL, tokens[number], number, AnnotatorSettings(), seed=0)
-        tallies.append(somebody.work([Domain.helpfulness], None, lambda: keeps_going(rng)))
 
-    threads = [threading.Thread(target=person, args=(i,)) for i in range(len(tokens))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tallies
+        def keeps_going() -> bool:
+            time.sleep(rng.expovariate(1 / think) if think else 0)
+            return time.monotonic() < deadline
+
+        return people[number].work([Domain.helpfulness], None, keeps_going)
+
+    with ThreadPoolExecutor(len(people)) as pool:
+        return list(pool.map(work, range(len(people))))
 
 
 class _Server:

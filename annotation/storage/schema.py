@@ -65,6 +65,8 @@ class SlotState(StrEnum):
     free = "free"
     held = "held"
     done = "done"
+    retired = "retired"
+    """Its item was taken out of the batch."""
 
 
 class SlotPurpose(StrEnum):
@@ -241,12 +243,18 @@ class Slot(Base):
         # Nobody labels an item twice, but for the repeats that are meant to be.
         UniqueConstraint("item_id", "holder_id", "purpose"),
         UniqueConstraint("item_id", "number"),
-        Index("ix_slots_open", "state", "held_until"),
+        Index("ix_slots_queue", "state", "week", "domain", "number", "position"),
+        Index("ix_slots_held", "state", "held_until"),
         Index("ix_slots_holder", "holder_id", "state"),
+        Index("ix_slots_progress", "week", "purpose", "state"),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
+    week: Mapped[int] = mapped_column(ForeignKey("batches.week"))
+    """The item's; this and the next two are repeated here so that an index gives the next slot."""
+    domain: Mapped[str] = mapped_column(String(32))
+    position: Mapped[int] = mapped_column(Integer)
     number: Mapped[int] = mapped_column(Integer)
     purpose: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))

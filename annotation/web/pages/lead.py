@@ -9,7 +9,8 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotation import guidelines, statistics
+from annotation import guidelines, statistics, work_queue
+from annotation.accounts import audit
 from annotation.batches import delivered, preference_rows, progress, set_state, standing
 from annotation.labelling import adjudicate, adjudication
 from annotation.refusals import NotThereError
@@ -123,6 +124,7 @@ def decide(
     with service.database.writing() as session:
         item = _item(session, item_id)
         adjudicate(session, visitor.user, item, answer, service.now())
+        audit(session, service.now(), visitor.user.username, "decide", item.comparison_id)
     return see(f"/lead/batches/{item.week}/disagreements")
 
 
@@ -131,7 +133,8 @@ def retire(service: ServiceDep, visitor: Lead, item_id: RowId) -> Response:
     """Take an item out of its batch."""
     with service.database.writing() as session:
         item = _item(session, item_id)
-        item.is_retired = True
+        work_queue.retire(session, item)
+        audit(session, service.now(), visitor.user.username, "retire", item.comparison_id)
     return see(f"/lead?week={item.week}")
 
 

@@ -19,7 +19,6 @@ def upgrade() -> None:
 
 
 def _create_tables() -> None:
-
     op.create_table(
         "audit",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -48,7 +47,7 @@ def _create_tables() -> None:
         sa.Column("edited_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index(op.f("ix_guidelines_domain"), "guidelines", ["domain"], unique=False)
+    op.create_index(op.f("ix_guidelines_domain"), "guidelines", ["domain"])
     op.create_table(
         "login_failures",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -56,7 +55,7 @@ def _create_tables() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index(op.f("ix_login_failures_subject"), "login_failures", ["subject"], unique=False)
+    op.create_index(op.f("ix_login_failures_subject"), "login_failures", ["subject"])
     op.create_table(
         "users",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -113,7 +112,7 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("comparison_id"),
     )
-    op.create_index("ix_items_queue", "items", ["week", "domain", "position"], unique=False)
+    op.create_index("ix_items_queue", "items", ["week", "domain", "position"])
     op.create_table(
         "login_sessions",
         sa.Column("token_hash", sa.String(length=64), nullable=False),
@@ -127,11 +126,14 @@ def _create_tables() -> None:
         ),
         sa.PrimaryKeyConstraint("token_hash"),
     )
-    op.create_index(op.f("ix_login_sessions_user_id"), "login_sessions", ["user_id"], unique=False)
+    op.create_index(op.f("ix_login_sessions_user_id"), "login_sessions", ["user_id"])
     op.create_table(
         "slots",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("item_id", sa.Integer(), nullable=False),
+        sa.Column("week", sa.Integer(), nullable=False),
+        sa.Column("domain", sa.String(length=32), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("purpose", sa.String(length=16), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
@@ -146,12 +148,18 @@ def _create_tables() -> None:
             ["item_id"],
             ["items.id"],
         ),
+        sa.ForeignKeyConstraint(
+            ["week"],
+            ["batches.week"],
+        ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("item_id", "holder_id", "purpose"),
         sa.UniqueConstraint("item_id", "number"),
     )
-    op.create_index("ix_slots_holder", "slots", ["holder_id", "state"], unique=False)
-    op.create_index("ix_slots_open", "slots", ["state", "held_until"], unique=False)
+    op.create_index("ix_slots_held", "slots", ["state", "held_until"])
+    op.create_index("ix_slots_holder", "slots", ["holder_id", "state"])
+    op.create_index("ix_slots_progress", "slots", ["week", "purpose", "state"])
+    op.create_index("ix_slots_queue", "slots", ["state", "week", "domain", "number", "position"])
     op.create_table(
         "labels",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -189,8 +197,8 @@ def _create_tables() -> None:
         sa.UniqueConstraint("corrects"),
         sa.UniqueConstraint("submission_id"),
     )
-    op.create_index(op.f("ix_labels_item_id"), "labels", ["item_id"], unique=False)
-    op.create_index(op.f("ix_labels_user_id"), "labels", ["user_id"], unique=False)
+    op.create_index(op.f("ix_labels_item_id"), "labels", ["item_id"])
+    op.create_index(op.f("ix_labels_user_id"), "labels", ["user_id"])
     op.create_table(
         "deliveries",
         sa.Column("label_id", sa.Integer(), nullable=False),
@@ -206,7 +214,7 @@ def _create_tables() -> None:
         ),
         sa.PrimaryKeyConstraint("label_id"),
     )
-    op.create_index(op.f("ix_deliveries_week"), "deliveries", ["week"], unique=False)
+    op.create_index(op.f("ix_deliveries_week"), "deliveries", ["week"])
 
 
 def _forbid_changes() -> None:
