@@ -118,17 +118,12 @@ def log_in(
         user = session.scalars(select(User).where(User.username == username)).one_or_none()
     is_right = _verify(user.password_hash if user else _NOBODY, password)
     with database.writing() as session:
-        if user is None or not is_right or not user.is_active:
-            audit(session, now, username, "log-in refused", address)
-            failed = True
-        else:
-            failed = False
+        if user is not None and is_right and user.is_active:
             _forget_failures(session, subjects, now)
             audit(session, now, username, "log in", address)
-            logged_in = _start_session(session, user, now)
-    if failed:
-        raise RefusedError("User name and password do not fit", "Try again")
-    return logged_in
+            return _start_session(session, user, now)
+        audit(session, now, username, "log-in refused", address)
+    raise RefusedError("User name and password do not fit", "Try again")
 
 
 def session_of(session: Session, token: str, now: datetime) -> LoginSession | None:

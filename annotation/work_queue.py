@@ -76,7 +76,7 @@ def release(slot: Slot) -> None:
         slot.state = SlotState.done
 
 
-def _held_by(user: User, domain: str) -> Select[tuple[Slot]]:
+def _held_by(user: User, domain: str) -> Select[Slot]:
     """Slots with this user, the newest hold first: what was undone comes before what was next."""
     return (
         select(Slot)
@@ -104,7 +104,7 @@ def _next_slot(session: Session, user: User, domain: str, now: datetime) -> Slot
     return None
 
 
-def _unmet(user: User) -> Select[tuple[Slot]]:
+def _unmet(user: User) -> Select[Slot]:
     """Slots of items that this user has not met, one of them, skipping what others just take."""
     own = aliased(Slot)
     return (
@@ -148,7 +148,7 @@ def _check_due(session: Session, user: User, domain: str) -> Slot | None:
     return None
 
 
-def _gold_item(user: User, batch: Batch, domain: str) -> Select[tuple[Item]]:
+def _gold_item(user: User, batch: Batch, domain: str) -> Select[Item]:
     own = aliased(Slot)
     return (
         select(Item)
@@ -161,7 +161,7 @@ def _gold_item(user: User, batch: Batch, domain: str) -> Select[tuple[Item]]:
     )
 
 
-def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[tuple[Item]]:
+def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[Item]:
     """The item that this annotator labelled longest ago and has not seen again."""
     repeated = aliased(Slot)
     return (
