@@ -1,8 +1,8 @@
 """Can fifty annotators work at once on two cores?
 
-    python benchmarks/annotation_load.py                      # SQLite, 5 minutes
-    python benchmarks/annotation_load.py --kill-every 20      # kill -9 of the server meanwhile
-    python benchmarks/annotation_load.py --database postgresql://…
+    python -m benchmarks.annotation_load                      # SQLite, 5 minutes
+    python -m benchmarks.annotation_load --kill-every 20      # kill -9 of the server meanwhile
+    python -m benchmarks.annotation_load --database postgresql://…
 
 Fifty simulated annotators use the real server over HTTP, each thinking for a while between labels.
 Prints one JSON object: labels, errors, p50 and p95 of a submission (the label on the disk and the
