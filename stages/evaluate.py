@@ -44,6 +44,8 @@ class EvaluateSettings(Contract):
     temperature: float = Field(default=1.0, ge=0)
     """1: the distribution that PPO optimises; 0 is greedy."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""

@@ -66,6 +66,8 @@ class PpoSettings(Contract):
     """Responses per optimizer step, over all ranks; one gradient step on each mini-batch."""
     micro_batch_size: int = Field(default=8, gt=0, json_schema_extra={"in_key": False})
     """Responses per forward pass and rank."""
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-6, gt=0)

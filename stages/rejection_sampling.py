@@ -40,6 +40,8 @@ class RejectionSamplingSettings(Contract):
     temperature: float = Field(default=1.0, gt=0)
     """The paper found 1.2 to 1.3 best once RLHF has begun."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     """The safety score decides below this probability of being safe."""
     replay_demonstrations: float = Field(default=0.0, ge=0)

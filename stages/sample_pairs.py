@@ -35,6 +35,8 @@ class SamplePairsSettings(Contract):
     temperatures_b: tuple[float, ...] = (1.0, 1.3)
     """Temperatures of the other variant's responses."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     overlong: Overlong = "error"
 
 
