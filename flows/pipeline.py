@@ -4,8 +4,10 @@ from typing import Any
 
 from prefect import flow
 
+from data_contracts.store import Store
 from flows.graph import BASE
 from flows.iteration import as_recipe, rlhf_iteration
+from flows.occupied import occupied
 
 
 @flow(name="rlhf-run", flow_run_name="rlhf-run", persist_result=False)
@@ -18,6 +20,7 @@ def rlhf_run(recipe: str | dict[str, Any], home: str, force: list[str] | None = 
     values = as_recipe(recipe).model_dump(mode="json")
     pinned: dict[str, Any] = {}
     base = rlhf_iteration.with_options(flow_run_name="rlhf-base")
-    for version in range(BASE, int(values["num_versions"]) + 1):
-        iteration = base if version == BASE else rlhf_iteration
-        pinned = iteration(version, values, home, force, pinned)
+    with occupied(Store.open(home)):
+        for version in range(BASE, int(values["num_versions"]) + 1):
+            iteration = base if version == BASE else rlhf_iteration
+            pinned = iteration(version, values, home, force, pinned)

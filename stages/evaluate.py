@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
@@ -29,11 +28,13 @@ from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
 
-VERSION = "1"
+VERSION = "2"
 
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
+CUT_OFF_HANDICAP = 1e4
+"""More than any two scores of a reward model differ by, little enough for exact differences."""
 
 
 class EvaluateSettings(Contract):
@@ -108,7 +109,7 @@ def answer(
         tokenizer,
         seed_from(config.seed, "evaluate"),
         work,
-        label=f"{version} responses",
+        label=f"{version} response",
     )
     scores = reward_models.score(
         [p + s.tokens for p, s in zip(tokens, samples, strict=True)],
@@ -158,14 +159,20 @@ def compare(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def paired(
     rows: list[dict[str, Any]], version: str, opponent: str, domain: Domain, judged_by: str
 ) -> tuple[list[float], list[float]]:
-    """Both versions' scores on the prompts of one domain, in the same order."""
+    """Both versions' scores on the prompts of one domain, in the same order.
+
+    The gold judge marks a cut-off response down by itself. A reward model read its score in the
+    middle of a sentence, so there a cut-off response ranks below every one that ended: as in
+    rejection sampling, where it is never the best, and in PPO, where it is paid a fixed low score.
+    """
     column = f"gold_{domain}" if judged_by == GOLD else f"{domain}_score"
-    by_version = {
-        v: {r["prompt_id"]: r[column] for r in rows if r["version"] == v and r["domain"] == domain}
-        for v in (version, opponent)
-    }
-    shared = sorted(by_version[version].keys() & by_version[opponent].keys())
+    by_version: dict[str, dict[str, float]] = {version: {}, opponent: {}}
+    for row in rows:
+        if row["domain"] == domain and row["version"] in by_version:
+            handicap = 0.0 if judged_by == GOLD or row["finished"] else CUT_OFF_HANDICAP
+            by_version[row["version"]][row["prompt_id"]] = row[column] - handicap
     own, other = by_version[version], by_version[opponent]
+    shared = sorted(own.keys() & other.keys())
     return [own[p] for p in shared], [other[p] for p in shared]
 
 
@@ -213,6 +220,8 @@ def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
     """Win rate against SFT by version, both domains (Figure 11)."""
     folder = work.output("figures")
     if work.rank.is_main:
+        from matplotlib.figure import Figure  # here, since it takes a second
+
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         judges = sorted({r["judge"] for r in win_rates})

@@ -225,8 +225,11 @@ def answer_examples(
     rows: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
 ) -> list[Example]:
     """Rendered demonstrations that fit; a longer one could not have been sampled as a whole."""
-    rendered = [render_demonstration(row["messages"], tokenizer) for row in rows]
-    return [Example(r.tokens, r.loss_mask) for r in rendered if len(r.tokens) <= sequence_length]
+    examples = []
+    for row in rows:
+        rendered = render_demonstration(row["messages"], tokenizer)
+        examples.append(Example(rendered.tokens, rendered.loss_mask, row["demonstration_id"]))
+    return [example for example in examples if len(example.tokens) <= sequence_length]
 
 
 def sampling_metrics(

@@ -4,6 +4,7 @@ Every model artifact is a folder that transformers, vLLM and lm-eval load as it 
 folder that they wrote (safetensors, `config.json`, `tokenizer.model`) is accepted here.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
@@ -57,22 +58,28 @@ def save_policy(
     work: WorkDir, role: str, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[Path, str]:
     """Write the engine's weights as output `role`; every rank calls, rank 0 writes."""
-    state = engine.full_state()
-    folder = work.output(role)
-    if work.rank.is_main:
-        save_causal(folder, config, state, **special_ids(tokenizer))
-        tokenizer.copy_to(folder)
-    return folder, CHECKPOINT_KIND
+    return _save(save_causal, work, role, engine, config, tokenizer)
 
 
 def save_scorer(
     work: WorkDir, role: str, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[Path, str]:
     """Write a reward model (`LlamaForSequenceClassification` with one label) as output `role`."""
+    return _save(save_reward, work, role, engine, config, tokenizer)
+
+
+def _save(
+    write: Callable[..., None],
+    work: WorkDir,
+    role: str,
+    engine: Engine,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+) -> tuple[Path, str]:
     state = engine.full_state()
     folder = work.output(role)
     if work.rank.is_main:
-        save_reward(folder, config, state, **special_ids(tokenizer))
+        write(folder, config, state, **special_ids(tokenizer))
         tokenizer.copy_to(folder)
     return folder, CHECKPOINT_KIND
 

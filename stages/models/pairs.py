@@ -27,6 +27,8 @@ class Pair:
     rejected: list[int]
     rating: Rating | None
     safety_label: SafetyLabel | None
+    id: str = ""
+    """Of the preference, to name it where training fails."""
 
     @property
     def num_tokens(self) -> int:
@@ -64,6 +66,7 @@ def render_pairs(
                 rejected,
                 Rating(row["rating"]) if row["rating"] else None,
                 SafetyLabel(row["safety_label"]) if row["safety_label"] else None,
+                row["preference_id"],
             )
         )
     return pairs

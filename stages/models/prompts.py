@@ -1,7 +1,9 @@
-"""Which prompts of the prompts table a stage works on."""
+"""Which prompts of the prompts table a stage works on, and in which order."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,3 +30,25 @@ def select_prompts(
             "Ingest prompts of these domains, or set ingest's split fractions above 0",
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rows of the prompts table and their tokens."""
+
+    rows: list[dict[str, Any]]
+    tokens: list[list[int]]
+
+    @property
+    def domains(self) -> list[str]:
+        """Each prompt's domain."""
+        return [row["domain"] for row in self.rows]
+
+    def batch(self, seed: int, iteration: int, size: int) -> "Prompts":
+        """The iteration's prompts: all of them in one order, then all in another."""
+        first, last = iteration * size, (iteration + 1) * size
+        epochs = range(first // len(self.rows), (last - 1) // len(self.rows) + 1)
+        order = np.concatenate([shuffled(len(self.rows), seed, epoch) for epoch in epochs])
+        start = first - epochs[0] * len(self.rows)
+        indices = order[start : start + size].tolist()
+        return Prompts([self.rows[i] for i in indices], [self.tokens[i] for i in indices])

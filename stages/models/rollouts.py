@@ -5,16 +5,26 @@ token is flat over the batch's responses, in order: no padding, so no mask can b
 Legend: N responses, T response tokens of the batch.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_contracts.parquet import write_table
+from data_contracts.tables import CONTRACTS
+from kernels.generation import Sampling
+from kernels.model import CausalLM
 from stages.models.batches import Example, LossBatch, by_token_budget, collate
+from stages.models.prompts import Prompts
+from stages.models.sampling import sample_responses
 from stages.runtime.distributed import Rank
+from stages.runtime.stage import WorkDir
+from stages.text.tokenizer import Tokenizer
 
 MEASURING_TOKENS = 16_384
 """Tokens in one forward pass without gradients."""
@@ -27,6 +37,8 @@ class Trajectory:
     prompt: list[int]
     response: list[int]
     finished: bool
+    prompt_id: str = ""
+    """To name it where training fails."""
 
     @property
     def tokens(self) -> list[int]:
@@ -63,6 +75,47 @@ class Rollouts:
         ends = np.cumsum(self.lengths)
         pieces = [torch.arange(ends[i] - self.lengths[i], ends[i]) for i in indices]
         return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+
+
+def sample_trajectories(
+    model: CausalLM,
+    prompts: Prompts,
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    seed: int,
+    work: WorkDir,
+) -> list[Trajectory]:
+    """One response to each prompt, in order, on every rank."""
+    samples = sample_responses(model, prompts.tokens, sampling, tokenizer, seed, work)
+    return [
+        Trajectory(tokens, sample.tokens, sample.finished, row["prompt_id"])
+        for row, tokens, sample in zip(prompts.rows, prompts.tokens, samples, strict=True)
+    ]
+
+
+def response_logprobs(
+    model: Callable[..., Any], trajectories: Sequence[Trajectory], temperature: float, rank: Rank
+) -> Tensor:
+    """Log-probs (T,) of the response tokens at the sampling temperature (trap 3)."""
+
+    def measure(flat: LossBatch) -> Tensor:
+        return model(
+            flat.tokens,
+            flat.documents,
+            flat.rows,
+            flat.targets,
+            temperature=temperature,
+            mode="logprobs",
+        ).logprobs
+
+    return per_token(measure, trajectories, rank)
+
+
+def response_values(
+    model: Callable[..., Tensor], trajectories: Sequence[Trajectory], rank: Rank
+) -> Tensor:
+    """Values (T,) of the states in which the response tokens were chosen."""
+    return per_token(lambda b: model(b.tokens, b.documents)[b.rows], trajectories, rank)
 
 
 @torch.no_grad()
@@ -110,3 +163,37 @@ def rollout_rows(
         }
         for i, trajectory in enumerate(rollouts.trajectories)
     ]
+
+
+def keep_rollouts(
+    work: WorkDir, iteration: int, prompts: Sequence[dict[str, Any]], rollouts: Rollouts
+) -> None:
+    """Write an iteration's rollouts beside the checkpoints, so that a resumed run has them all."""
+    if work.rank.is_main:
+        _folder(work).mkdir(parents=True, exist_ok=True)
+        rows = rollout_rows(iteration, prompts, rollouts)
+        write_table(_file(work, iteration), rows, CONTRACTS["rollouts"])
+
+
+def forget_rollouts_from(work: WorkDir, iteration: int) -> None:
+    """Remove those of iterations that a resumed run makes again, or never comes to."""
+    if work.rank.is_main:
+        for path in _folder(work).glob("*.parquet"):
+            if path >= _file(work, iteration):
+                path.unlink()
+
+
+def publish_rollouts(work: WorkDir) -> tuple[Path, str]:
+    """All iterations' rollouts as one artifact."""
+    folder = work.output("rollouts")
+    if work.rank.is_main:
+        shutil.copytree(_folder(work), folder, dirs_exist_ok=True)
+    return folder, CONTRACTS["rollouts"].kind
+
+
+def _file(work: WorkDir, iteration: int) -> Path:
+    return _folder(work) / f"iteration-{iteration:05d}.parquet"
+
+
+def _folder(work: WorkDir) -> Path:
+    return work.checkpoints / "rollouts"

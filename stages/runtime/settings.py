@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from data_contracts.base import Contract
-from data_contracts.errors import UserError
 from stages.runtime.distributed import Rank
 
 _NOT_IN_KEY: dict[str, Any] = {"in_key": False}
@@ -27,12 +26,25 @@ class EngineSettings(Contract):
     """Recompute each block's activations in the backward pass."""
     offload_optimizer: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
     """Keep optimizer state and its step in host memory."""
+    max_skipped_in_a_row: int = Field(default=3, ge=0, json_schema_extra=_NOT_IN_KEY)
+    """Steps whose loss or gradient is not finite are skipped; one more in a row ends training."""
+    max_skipped_steps: int = Field(default=20, ge=0, json_schema_extra=_NOT_IN_KEY)
+    """The same for skipped steps in all."""
 
     @model_validator(mode="after")
     def _check(self) -> "EngineSettings":
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer shards by ZeRO: set zero_stage to 1, 2 or 3")
         return self
+
+
+class CheckpointSettings(Contract):
+    """When a stage saves what it would resume from; part of the settings of stages that train."""
+
+    checkpoint_every: int = Field(default=100, gt=0, json_schema_extra=_NOT_IN_KEY)
+    """Optimizer steps (PPO: iterations) from one checkpoint to the next."""
+    keep_checkpoints: int = Field(default=2, gt=0, json_schema_extra=_NOT_IN_KEY)
+    """How many of the newest stay: should one be torn, the one before it is used."""
 
 
 class OptimizerSettings(Contract):
@@ -56,24 +68,17 @@ class StepStats:
 
     learning_rate: float
     gradient_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; not finite when the step was skipped."""
+    num_skipped: int
+    """Steps skipped so far because their loss or gradient was not finite."""
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
         """For `WorkDir.track`, e.g. train/learning_rate."""
         return {
             f"{prefix}/learning_rate": self.learning_rate,
             f"{prefix}/gradient_norm": self.gradient_norm,
+            f"{prefix}/skipped_steps": float(self.num_skipped),
         }
-
-
-class DivergedError(UserError):
-    """The gradient is not a number, or infinite. Nothing of it is saved: training ends here."""
-
-    def __init__(self, num_steps: int, gradient_norm: float) -> None:
-        super().__init__(
-            f"Training diverged: the gradient's norm is {gradient_norm} after {num_steps} steps",
-            "Lower learning_rate, lengthen the warm-up or lower gradient_clipping",
-        )
 
 
 def effective_stage(settings: EngineSettings, rank: Rank) -> int:

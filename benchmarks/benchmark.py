@@ -1,0 +1,106 @@
+"""A comparison: what is asked, of whom; and the command line that every benchmark has."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from benchmarks.machine import Machine, describe
+from benchmarks.outcome import Outcome, SideOutcome
+from benchmarks.report import text_of
+from benchmarks.shapes import Floor
+from benchmarks.sides import Side, in_turn
+
+DEFAULT_PEERS = Path(".bench/peers")
+MIN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One question. The first side is ours, and the others are compared with it."""
+
+    name: str
+    question: str
+    unit: str
+    """What is counted per second. Padding never counts."""
+    size: Any
+    """The work, handed to every side."""
+    sides: tuple[Side, ...]
+    laps_per_round: int = 1
+    floor: Callable[[Any], Floor] | None = None
+    """Arithmetic that each unit costs at least."""
+    remarks: str = ""
+    """What a reader must know to judge the ratio; ends up in RESULTS.md."""
+
+    def problems(self, peers: Path) -> list[str]:
+        """A paragraph for each peer that is not installed."""
+        found = {side.peer.problem(peers) for side in self.sides if side.peer}
+        return sorted(found - {""})
+
+    def measure(self, num_rounds: int, machine: Machine, peers: Path) -> Outcome:
+        """Run all sides in turn. Raises SideFailedError."""
+        rounds = in_turn(
+            self.sides,
+            self.size,
+            num_rounds=num_rounds,
+            laps_per_round=self.laps_per_round,
+            num_threads=machine.num_threads,
+            peers=peers,
+        )
+        return Outcome(
+            name=self.name,
+            question=self.question,
+            unit=self.unit,
+            size=str(self.size),
+            remarks=self.remarks,
+            amount_per_round=rounds[0][0].amount,
+            floor=self.floor(self.size) if self.floor else None,
+            sides=[
+                SideOutcome.of(side.name, side.settings, side.target, own, rounds[0])
+                for side, own in zip(self.sides, rounds, strict=True)
+            ],
+            machine=machine,
+        )
+
+
+def main(*benchmarks: Benchmark) -> None:
+    """Run and print; 2 after one paragraph when a peer is not installed."""
+    arguments = _options(sys.modules["__main__"].__doc__).parse_args()
+    problems = {p for benchmark in benchmarks for p in benchmark.problems(arguments.peers)}
+    if problems:
+        print(*sorted(problems), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    machine = describe(arguments.threads)
+    for benchmark in benchmarks:
+        outcome = benchmark.measure(arguments.rounds, machine, arguments.peers)
+        print(text_of(outcome), flush=True)
+        if arguments.save is not None:
+            arguments.save.mkdir(parents=True, exist_ok=True)
+            content = TypeAdapter(Outcome).dump_json(outcome, indent=1)
+            (arguments.save / f"{benchmark.name}.json").write_bytes(content)
+
+
+def _options(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=_rounds, default=MIN_ROUNDS, help="measured rounds of each side (3)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side (2)")
+    parser.add_argument(
+        "--peers", type=Path, default=DEFAULT_PEERS, help=f"folder of the peers ({DEFAULT_PEERS})"
+    )
+    parser.add_argument("--save", type=Path, help="folder for the outcome as JSON")
+    return parser
+
+
+def _rounds(text: str) -> int:
+    value = int(text)
+    if value < MIN_ROUNDS:
+        raise argparse.ArgumentTypeError(f"at least {MIN_ROUNDS}: fewer say nothing")
+    return value

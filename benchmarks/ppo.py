@@ -1,0 +1,183 @@
+"""Does an iteration of PPO cost less than one of TRL's PPOTrainer?
+
+    python -m benchmarks.ppo
+
+One lap is an iteration of `stages.ppo.run`: sample a response to each prompt, score it, one pass
+of updates with one optimizer step. Counted are the tokens of prompts and responses.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.artifacts import prompt_rows, publish_model, publish_table
+from benchmarks.artifacts import tokenizer as new_tokenizer
+from benchmarks.benchmark import Benchmark, main
+from benchmarks.peers import PPO_TRAINER
+from benchmarks.shapes import SMALL, Floor, backbone_flops, output_flops, policy, reward_model
+from benchmarks.sides import Side
+from benchmarks.stage_work import TimedWork, timed_work
+from benchmarks.turns import Turns
+from kernels.model import ModelConfig
+from stages import ppo
+from stages.text.dialogue import render_prompt
+
+MICRO_BATCH_SIZE = 8
+_NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Size:
+    """One iteration."""
+
+    model: ModelConfig = SMALL
+    num_prompts: int = 32
+    prompt_length: int = 64
+    max_new_tokens: int = 128
+
+
+class TimedIterations(TimedWork):
+    """Counts an iteration's tokens, and keeps the time of its phases."""
+
+    size: Size
+
+    def amount(self, extra: dict[str, Any]) -> float:
+        """Tokens of all prompts and responses."""
+        length = self.size.prompt_length + extra["ppo/response_tokens"]
+        return self.size.num_prompts * length
+
+    def facts(self) -> dict[str, float]:
+        """Seconds by phase."""
+        return {
+            name.removeprefix("time/"): seconds
+            for name, seconds in self.metrics.items()
+            if name.startswith("time/")
+        }
+
+
+def ours(turns: Turns, size: Size) -> None:
+    """The stage."""
+    with timed_work(turns, TimedIterations, "iteration") as work:
+        assert isinstance(work, TimedIterations)
+        work.size = size
+        ppo.run(stage_config(size, turns.num_laps, work), work)
+
+
+def stage_config(size: Size, num_iterations: int, work: TimedWork) -> ppo.Config:
+    """The stage's settings, its inputs published in the store."""
+    rows = prompt_rows(size.num_prompts + 2, size.prompt_length, size.model.vocab_size)
+    for row in rows[size.num_prompts :]:
+        row["split"] = "validation"
+    domains = ("helpfulness", "safety")
+    scorer = publish_model(work.store, reward_model(size.model))
+    return ppo.Config(
+        policy=publish_model(work.store, policy(size.model)),
+        helpfulness_rm=scorer,
+        safety_rm=scorer,
+        prompts=publish_table(work.store, "prompts", rows),
+        num_iterations=num_iterations,
+        num_prompts=dict.fromkeys(domains, size.num_prompts // 2),
+        num_held_out_prompts=dict.fromkeys(domains, 1),
+        batch_size=size.num_prompts,
+        mini_batch_size=size.num_prompts,
+        micro_batch_size=MICRO_BATCH_SIZE,
+        max_new_tokens=size.max_new_tokens,
+        evaluate_every=_NEVER,
+        checkpoint_every=_NEVER,
+    )
+
+
+def trainer(turns: Turns, size: Size) -> None:
+    """One pass over the batch, one optimizer step: our updates."""
+    _train(turns, size, num_epochs=1)
+
+
+def trainer_by_default(turns: Turns, size: Size) -> None:
+    """TRL's four passes."""
+    _train(turns, size, num_epochs=4)
+
+
+def _train(turns: Turns, size: Size, num_epochs: int) -> None:
+    import datasets
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    from benchmarks.hugging_face import Laps, causal_twin, common_arguments, reward_twin, tokenizer
+
+    micro_batch_size = min(MICRO_BATCH_SIZE, size.num_prompts)
+    rows = prompt_rows(size.num_prompts, size.prompt_length, size.model.vocab_size)
+    vocabulary = new_tokenizer(size.model.vocab_size)
+    data = [{"input_ids": render_prompt(row["messages"], vocabulary)} for row in rows]
+    model = causal_twin(policy(size.model))
+    num_tokens = size.num_prompts * (size.prompt_length + size.max_new_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = PPOConfig(
+            **common_arguments(turns, folder),
+            learning_rate=1e-6,
+            total_episodes=turns.num_laps * size.num_prompts,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=size.num_prompts // micro_batch_size,
+            num_mini_batches=1,
+            num_ppo_epochs=num_epochs,
+            response_length=size.max_new_tokens,
+            temperature=1.0,
+            kl_coef=0.01,
+            num_sample_generations=0,
+            gradient_checkpointing=False,
+        )
+        PPOTrainer(
+            arguments,
+            processing_class=tokenizer(size.model.vocab_size),
+            model=model,
+            ref_model=causal_twin(policy(size.model)),
+            reward_model=reward_twin(reward_model(size.model)),
+            value_model=reward_twin(reward_model(size.model)),
+            train_dataset=datasets.Dataset.from_list(data),
+            callbacks=[Laps(turns, lambda: num_tokens)],
+        ).train()
+
+
+def floor(size: Size) -> Floor:
+    """Sample once, score once, update once: what both sides must do.
+
+    Forward passes: sampling, two log-probs, value and one reward (the second reward model is
+    ours alone); forward and backward: policy and value. Output layer on response tokens.
+    """
+    length = size.prompt_length + size.max_new_tokens
+    response_share = size.max_new_tokens / length
+    backbone = backbone_flops(size.model, length / 2)
+    output = response_share * output_flops(size.model)
+    forward = 3 * (backbone + output) + 2 * backbone
+    update = 3 * (2 * backbone + output)
+    return Floor(forward + update, "sampling, four measuring passes, update of two models")
+
+
+BENCHMARK = Benchmark(
+    name="ppo",
+    question=__doc__.splitlines()[0],
+    unit="tokens/s",
+    size=Size(),
+    sides=(
+        Side("ours", ours, f"stages.ppo, two reward models, micro-batch {MICRO_BATCH_SIZE}"),
+        Side(
+            "PPOTrainer",
+            trainer,
+            "num_ppo_epochs=1, per-device batch 8 with 4 accumulated: the same updates",
+            PPO_TRAINER,
+            target=3.0,
+        ),
+        Side(
+            "PPOTrainer, four passes",
+            trainer_by_default,
+            "num_ppo_epochs=4, its default: more updates, reported for completeness",
+            PPO_TRAINER,
+        ),
+    ),
+    floor=floor,
+    remarks=(
+        "Ours scores every response with two reward models and TRL with one; responses of ours "
+        "may end early, TRL's are all cut off at the limit."
+    ),
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
