@@ -10,6 +10,7 @@ from stages.pretrain import ModelSettings, PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.runtime.engine import EngineSettings
+from stages.sample_pairs import SamplePairsSettings
 from stages.sft import SftSettings
 
 GPUS_PER_MACHINE = 8
@@ -67,6 +68,7 @@ def llama2(name: str) -> Recipe:
             engine=engine,
         ),
         sft=SftSettings(engine=engine),
+        sample_pairs=SamplePairsSettings(engine=engine),
         helpfulness_rm=reward_model,
         safety_rm=reward_model,
         rejection_sampling=RejectionSamplingSettings(finetuning=FinetuningSettings(engine=engine)),

@@ -8,7 +8,7 @@ runs at a share of the card's memory bandwidth.
 from dataclasses import dataclass
 
 from flows.capacity.holdings import Knobs, at_a_time
-from flows.capacity.memory import FP32, Kind, element_bytes, kv_cache, num_parameters
+from flows.capacity.memory import Kind, element_bytes, kv_cache, num_parameters
 from flows.capacity.workload import Workload
 from flows.presets import SIZES, Size
 from kernels.model import ModelConfig
@@ -17,8 +17,8 @@ from stages.ppo import PpoSettings
 from stages.pretrain import PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
+from stages.runtime import throughput
 from stages.runtime.cards import CARDS, Card, Precision, Site
-from stages.runtime.throughput import training_flops
 
 PAPER_TOKENS = 2.0e12
 """Every size was pretrained on 2 trillion tokens (Table 1)."""
@@ -118,7 +118,7 @@ def rejection_sampling(
         num_samples * length,
         reading + scoring + learning,
         settings.finetuning.engine.precision,
-        _decoding(model, FP32, num_samples, rows, data),
+        _decoding(model, element_bytes(settings.finetuning.engine), num_samples, rows, data),
     )
 
 
@@ -151,7 +151,7 @@ def ppo(
 
 def document_flops(model: ModelConfig, kind: Kind, num_documents: float, length: int) -> float:
     """To train on so many documents of one length; a pass without gradients is a third of it."""
-    return num_documents * training_flops(model, num_parameters(model, kind), [length])
+    return num_documents * throughput.document_flops(model, num_parameters(model, kind), length)
 
 
 def cost(work: Work, machine: Machine) -> Cost:
@@ -194,7 +194,7 @@ def paper_size(model: ModelConfig) -> Size | None:
 
 
 def assumed_mfu(model: ModelConfig) -> float:
-    """What Table 2's GPU hours imply for a published size, so that a plan for it reproduces them."""
+    """What Table 2's GPU hours imply for a published size: a plan for it reproduces them."""
     size = paper_size(model)
     if size is None:
         return DEFAULT_MFU

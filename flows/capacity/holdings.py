@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flows.capacity import memory
-from flows.capacity.memory import FP32, Kind, MicroBatch, State
+from flows.capacity.memory import Kind, MicroBatch, State
 from flows.capacity.workload import Workload
 from kernels.generation import PREFILL_TOKENS_CUDA
 from kernels.model import ModelConfig
@@ -28,8 +28,8 @@ class Knobs:
 
     engine: EngineSettings
     micro_batch_size: int
-    generation_batch_size: int | None = None
-    """None where nothing is sampled."""
+    generation_batch_size: int = 0
+    """0 where nothing is sampled."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,12 @@ def rejection_sampling(
     knobs: Knobs,
     num_ranks: int,
 ) -> StageMemory:
-    """The sampled policy, whole and in fp32 on every rank; then two scorers; then fine-tuning."""
+    """The sampled policy, whole on every rank; then two scorers; then fine-tuning."""
+    size = memory.element_bytes(knobs.engine)
     num_samples = sum(settings.num_prompts.values()) * settings.num_samples
     rows = at_a_time(knobs.generation_batch_size, num_samples, num_ranks)
-    cache, sampling = _sampling(model, FP32, rows, settings.max_new_tokens, data)
-    sampler = FP32 * model.num_parameters()
+    cache, sampling = _sampling(model, size, rows, settings.max_new_tokens, data)
+    sampler = size * model.num_parameters()
     scorers = 2 * _frozen(model, "scorer", knobs.engine, num_ranks)
     scoring = _evaluating(model, knobs.engine, SCORING_TOKENS, num_ranks)
     tuned = fine_tuning(settings.finetuning, model, knobs, num_ranks)
@@ -160,9 +161,8 @@ def ppo(
     )
 
 
-def at_a_time(batch_size: int | None, num_items: int, num_ranks: int) -> int:
+def at_a_time(batch_size: int, num_items: int, num_ranks: int) -> int:
     """Items that a rank handles side by side: its batch, or its whole share when that is less."""
-    assert batch_size is not None, "this stage has a batch size"
     return min(batch_size, math.ceil(num_items / num_ranks))
 
 

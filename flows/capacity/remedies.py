@@ -7,6 +7,7 @@ from itertools import product
 from flows.capacity.holdings import Knobs
 from flows.capacity.stages import TrainingStage
 from stages.runtime.cards import CARDS, Card
+from stages.runtime.engine import EngineSettings
 
 GIB = 2**30
 RESERVED = 0.06
@@ -78,34 +79,36 @@ def _more_gpus(
     return None, {}
 
 
-def _gentlest_first(stage: TrainingStage, offload: bool) -> Iterator[Knobs]:
+def _gentlest_first(stage: TrainingStage, offload: bool) -> list[Knobs]:
     """Every combination of knobs that saves memory, the least costly to training speed first.
 
     Offloading steps on the host and comes last; fewer changes come before more.
     """
     own = stage.knobs
+    sizes = product(_halvings(own.micro_batch_size), _halvings(own.generation_batch_size))
     candidates = [
-        Knobs(
-            own.engine.model_copy(
+        Knobs(engine, micro_batch_size, generation_batch_size)
+        for micro_batch_size, generation_batch_size in sizes
+        for engine in _engines(own.engine, offload)
+    ]
+    return sorted(candidates, key=lambda knobs: _hardship(stage, knobs))
+
+
+def _engines(own: EngineSettings, offload: bool) -> Iterator[EngineSettings]:
+    """These settings and all that hold less on a card."""
+    for zero_stage, checkpointing, offloaded in product(
+        range(own.zero_stage, 4),
+        {own.activation_checkpointing, True},
+        {own.offload_optimizer, own.offload_optimizer or offload},
+    ):
+        if zero_stage > 0 or not offloaded:
+            yield own.model_copy(
                 update={
                     "zero_stage": zero_stage,
                     "activation_checkpointing": checkpointing,
                     "offload_optimizer": offloaded,
                 }
-            ),
-            micro_batch_size,
-            generation_batch_size,
-        )
-        for zero_stage, checkpointing, offloaded, micro_batch_size, generation_batch_size in product(
-            range(own.engine.zero_stage, 4),
-            sorted({own.engine.activation_checkpointing, True}),
-            sorted({own.engine.offload_optimizer, *([True] if offload else [])}),
-            _halvings(own.micro_batch_size),
-            [None] if own.generation_batch_size is None else _halvings(own.generation_batch_size),
-        )
-        if zero_stage > 0 or not offloaded
-    ]
-    yield from sorted(candidates, key=lambda knobs: _hardship(stage, knobs))
+            )
 
 
 def _hardship(stage: TrainingStage, knobs: Knobs) -> tuple[float, ...]:
@@ -114,7 +117,7 @@ def _hardship(stage: TrainingStage, knobs: Knobs) -> tuple[float, ...]:
     return (
         knobs.engine.offload_optimizer,
         num_changes,
-        -(knobs.generation_batch_size or 0),
+        -knobs.generation_batch_size,
         -knobs.micro_batch_size,
         knobs.engine.activation_checkpointing,
         knobs.engine.zero_stage,
@@ -122,7 +125,7 @@ def _hardship(stage: TrainingStage, knobs: Knobs) -> tuple[float, ...]:
 
 
 def _halvings(number: int) -> list[int]:
-    """The number, its half, … 1."""
+    """The number, its half, … 1; or 0 alone."""
     numbers = [number]
     while numbers[-1] > 1:
         numbers.append(numbers[-1] // 2)

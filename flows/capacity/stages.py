@@ -41,7 +41,7 @@ class TrainingStage:
             f"{self.key}.engine.activation_checkpointing": knobs.engine.activation_checkpointing,
             f"{self.key}.engine.offload_optimizer": knobs.engine.offload_optimizer,
         }
-        if knobs.generation_batch_size is not None:
+        if knobs.generation_batch_size:
             values[f"{self.name}.generation_batch_size"] = knobs.generation_batch_size
         return values
 

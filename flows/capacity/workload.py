@@ -1,4 +1,4 @@
-"""What a recipe does not say of its data, assumed: how many rows there are and how long they are."""
+"""What a recipe does not say of its data, and is assumed: how many rows, and how long."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from flows.recipe import merged, parse_setting
 
 
 class Workload(Contract):
-    """Data of one run. The defaults are the paper's counts, with the mean lengths of its Table 6."""
+    """Data of one run; by default the paper's counts, and the mean lengths of its Table 6."""
 
     num_demonstrations: int = Field(default=27_540, gt=0)
     """Of supervised fine-tuning (§3.1)."""

@@ -11,24 +11,35 @@ Nothing is guessed: without a known peak there is no utilisation, without NVML n
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+from torch import nn
 
-from kernels.model import ModelConfig
+from kernels.heads import RewardModel, ValueModel, num_scorer_parameters
+from kernels.model import CausalLM, ModelConfig
 from stages.runtime.cards import Card, Precision, Site, card_of
 from stages.runtime.distributed import Rank
 
 _JOULES_PER_KWH = 3.6e6
 
 
-def training_flops(model: ModelConfig, num_parameters: int, lengths: Iterable[int]) -> float:
-    """Operations to train on documents of these lengths, forward and backward.
+def document_flops(model: ModelConfig, num_parameters: int, length: int) -> float:
+    """Operations to train on one document, forward and backward.
 
     `num_parameters` is the policy's, or a scorer's, which has no output layer.
     """
     missing = 6.0 * (model.num_parameters() - num_parameters)
-    return sum(length * (model.flops_per_token(length) - missing) for length in lengths)
+    return length * (model.flops_per_token(length) - missing)
+
+
+def training_flops(module: nn.Module, lengths: Iterable[int]) -> float:
+    """Operations to train a policy or a scorer on documents of these lengths."""
+    assert isinstance(module, CausalLM | RewardModel | ValueModel), type(module)
+    model = module.config
+    is_policy = isinstance(module, CausalLM)
+    parameters = model.num_parameters() if is_policy else num_scorer_parameters(model)
+    return sum(document_flops(model, parameters, length) for length in lengths)
 
 
 def speed_metrics(
@@ -72,10 +83,14 @@ class Meter:
         yield
         self._spent = (time.perf_counter() - started, self._joules() - joules)
 
+    def training(self, module: nn.Module, lengths: Sequence[int]) -> dict[str, float]:
+        """`metrics` of a step that trained `module` once on documents of these lengths."""
+        return self.metrics(sum(lengths), training_flops(module, lengths))
+
     def metrics(self, num_tokens: int, flops: float) -> dict[str, float]:
         """Of the last step, for `WorkDir.track`; tokens and operations are those of all ranks.
 
-        Energy is the step's own and adds up over the steps.
+        Energy is the step's own: that of a stage is the sum over its steps.
         """
         seconds, joules = self._spent
         if self._rank.device.type == "cuda":
@@ -100,7 +115,7 @@ def _energy_counter(device: torch.device) -> Callable[[], float]:
 def nvml_joules(uuid: str) -> Callable[[], float]:
     """The counter of the card with this id; NaN without nvidia-ml-py, a driver, or a counter."""
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports] - the extra `gpu`
     except ImportError:
         return lambda: math.nan
     try:
