@@ -12,10 +12,12 @@ from flows.cli_options import (
     ForceNodesOption,
     HomeOption,
     JsonOption,
+    ProductOption,
     RecipeOption,
     SeedOption,
     SetOption,
     VersionsOption,
+    check_product,
     chosen_recipe,
     exists,
     opened,
@@ -100,9 +102,16 @@ def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: 
 
 
 @paragraphs
-def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show what every version of the home stands on: stages, times, digests."""
+def status(
+    recipe: ProductOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what every version of the home stands on: stages, times, digests.
+
+    \b
+    - `rlhf status --json`
+    """
     where = places(home)
+    check_product(recipe, where)
     from flows.models import list_status
 
     rows = list_status(*opened(where)) if exists(where) else []
@@ -131,7 +140,9 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 @paragraphs
-def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def models(
+    recipe: ProductOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
     """List the models of the home: name, version, digest, path.
 
     Each folder is in Hugging Face layout: transformers, vLLM and lm-eval load it as it is.
@@ -140,6 +151,7 @@ def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
     - `rlhf models --json`
     """
     where = places(home)
+    check_product(recipe, where)
     from flows.models import list_models
 
     rows = list_models(*opened(where)) if exists(where) else []

@@ -156,7 +156,7 @@ def adopt(source: ExternalModel, work: WorkDir) -> StageOutput:
 
 
 def step_tokens(config: Config) -> int:
-    """Tokens that one optimizer step predicts."""
+    """Tokens that one optimizer step reads; what `num_tokens` counts."""
     return config.global_batch_size * config.sequence_length
 
 
@@ -225,7 +225,8 @@ def train_step(
     bos_id: int,
     work: WorkDir,
 ) -> float:
-    """One optimizer step; returns the mean loss in nats per token over all ranks."""
+    """One optimizer step; returns the mean loss in nats per predicted token over all ranks."""
+    num_predicted = num_predicted_tokens(blocks, config, bos_id)
     micro_batches = share_of_rank(blocks, work.rank, config.micro_batch_size)
     micro_ids = share_of_rank(ids, work.rank, config.micro_batch_size)
     total = 0.0
@@ -233,11 +234,17 @@ def train_step(
         examples = [e for block in micro_batch for e in documents_of(block, config, bos_id)]
         flat = collate(examples, work.rank.device)
         loss = engine(flat.tokens, flat.documents, flat.rows, flat.targets)
-        loss = loss / step_tokens(config)
+        loss = loss / num_predicted
         engine.backward(loss, i == len(micro_batches) - 1, micro_ids[i])
         total += loss.item()
     engine.step()
     return work.rank.sum(total)
+
+
+def num_predicted_tokens(blocks: Sequence[np.ndarray], config: Config, bos_id: int) -> int:
+    """Tokens of a global batch that have a loss: all but the first of each of `documents_of`."""
+    learned = np.stack(blocks)[:, 1:]
+    return int((learned != bos_id).sum()) if config.mask_documents else learned.size
 
 
 def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example]:
