@@ -83,7 +83,7 @@ def rms_norm_forward(
     eps: float,
 ) -> Launch:
     """Fill `y`, and `scales` with 1 / rms of every row."""
-    block = triton.next_power_of_2(x.shape[1])
+    block = _power_of_2(x.shape[1])
     arguments = {"x": x, "weight": weight, "y": y, "scales": scales, "x_stride": x.stride(0)}
     arguments |= {"num_columns": x.shape[1], "eps": eps}
     return Launch(_rms_norm_forward, (len(x),), arguments, {"block": block}, _num_warps(block))
@@ -98,7 +98,7 @@ def rms_norm_backward(
     partial_sums: Float[Tensor, "P E"],
 ) -> Launch:
     """Fill `grad_x`, and `partial_sums` with the weight's gradient over each program's rows."""
-    block = triton.next_power_of_2(x.shape[1])
+    block = _power_of_2(x.shape[1])
     arguments = {"grad_y": grad_y, "x": x, "weight": weight, "scales": scales, "grad_x": grad_x}
     arguments |= {"partial_sums": partial_sums, "num_rows": len(x), "num_columns": x.shape[1]}
     arguments |= {"grad_y_stride": grad_y.stride(0), "x_stride": x.stride(0)}
@@ -195,8 +195,8 @@ def swiglu_backward(
 
 def _swiglu_launch(kernel: Any, arguments: dict[str, Any], y: Tensor) -> Launch:
     width = y.shape[-1]
-    block = min(triton.next_power_of_2(width), 1024)
-    grid = (y.numel() // width, triton.cdiv(width, block))
+    block = min(_power_of_2(width), 1024)
+    grid = (y.numel() // width, -(-width // block))
     return Launch(kernel, grid, arguments | {"width": width}, {"block": block}, num_warps=4)
 
 
@@ -261,12 +261,12 @@ def turn(
 ) -> Launch:
     """Fill `y` with x turned by `rotation`, backwards with `conjugate`."""
     num_rows, num_heads, head_dim = x.shape
-    width = triton.next_power_of_2(head_dim)
-    heads = min(triton.next_power_of_2(num_heads), max(1, _BLOCK // width))
+    width = _power_of_2(head_dim)
+    heads = min(_power_of_2(num_heads), max(1, _BLOCK // width))
     arguments = {"x": x, "rotation": rotation, "y": y, "x_stride": x.stride(0)}
     arguments |= {"num_heads": num_heads, "head_dim": head_dim}
     constants = {"conjugate": conjugate, "heads_at_a_time": heads, "width": width}
-    grid = (num_rows, triton.cdiv(num_heads, heads))
+    grid = (num_rows, -(-num_heads // heads))
     return Launch(_rotate, grid, arguments, constants, num_warps=4)
 
 
@@ -304,6 +304,11 @@ def _rows(x: Float[Tensor, "*rows E"]) -> Float[Tensor, "T E"]:
     """As a matrix whose rows may lie apart but are contiguous each."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _power_of_2(length: int) -> int:
+    """The smallest power of two that is not below `length`: what a block's length must be."""
+    return 1 << (length - 1).bit_length()
 
 
 def _num_warps(block: int) -> int:
