@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_views
+from flows import cli_annotations, cli_serve, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -42,6 +42,9 @@ Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
 what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and why.""",
 )
+
+
+app.add_typer(cli_annotations.app, name="annotations")
 
 
 def main() -> None:
@@ -224,6 +227,7 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
+app.command()(cli_serve.serve)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)
 

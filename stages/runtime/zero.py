@@ -113,8 +113,9 @@ def _deepspeed() -> ModuleType:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Six forced memory reports, each with a full garbage collection: 2 s for every engine.
     bf16_optimizer.see_memory_usage = _no_report
-    # A C++ extension it would build at every first start (27 s, needs g++); gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No extension counts as available. At every first start it would build one for gloo, which does
+    # without (27 s, needs g++); and even to see which could be built it runs a compiler.
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     if deepspeed.comm.comm.cdb is None:
         deepspeed.init_distributed()
         _use_current_collectives(deepspeed.comm.comm.cdb)
