@@ -1,5 +1,4 @@
-"""deploy/prefect.yaml as its first lines say: registered on a server that asks for a secret, and then
-run by a worker."""
+"""deploy/prefect.yaml as its first lines say: on a server with a secret, run by a worker."""
 
 import contextlib
 import os
