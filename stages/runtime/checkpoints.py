@@ -84,10 +84,10 @@ class Checkpointer:
     ) -> None:
         try:
             self.wait()
-        except UserError as unwritten:
+        except Exception as unwritten:
             if error is None:
                 raise
-            LOG.warning("%s", unwritten)
+            LOG.warning("The last checkpoint could not be written: %s", unwritten)
         finally:
             self._writer.shutdown()
 
