@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from data_contracts.base import Contract
@@ -13,6 +14,17 @@ from stages.models.batches import LossBatch, collate, share_of_rank
 from stages.models.rollouts import Rollouts
 from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine
+
+BIASED_SAMPLING = frozenset({
+    "bad_words", "bad_words_ids", "begin_suppress_tokens", "do_sample", "epsilon_cutoff",
+    "eta_cutoff", "exponential_decay_length_penalty", "forced_eos_token_id", "frequency_penalty",
+    "ignore_eos", "length_penalty", "logit_bias", "logits_processors", "min_length",
+    "min_new_tokens", "min_p", "min_tokens", "no_repeat_ngram_size", "num_beams",
+    "presence_penalty", "repetition_penalty", "sequence_bias", "suppress_tokens", "tfs", "top_a",
+    "top_k", "top_p", "typical_p",
+})  # fmt: skip
+"""Settings of other generators. Each would change the distribution that responses are drawn from,
+and none would be in the log-probs, so that the KL can even become negative."""
 
 
 class UpdateSettings(Contract):
@@ -28,6 +40,17 @@ class UpdateSettings(Contract):
     """PPO's clip of the policy ratio."""
     value_clip: float = Field(default=0.2, gt=0)
     """Most that a value may move in one batch, in units of the whitened reward."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_biased_sampling(cls, values: Any) -> Any:
+        if found := sorted(BIASED_SAMPLING.intersection(values)):
+            raise ValueError(
+                f"sampling with {', '.join(found)} is refused: PPO's ratio and KL hold for "
+                "responses drawn from the whole distribution (trap 9). Leave it out; temperature "
+                "is applied to sampling and log-probs alike"
+            )
+        return values
 
 
 def update(

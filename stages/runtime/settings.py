@@ -10,18 +10,28 @@ from data_contracts.base import Contract
 from stages.runtime.distributed import Rank
 
 _NOT_IN_KEY: dict[str, Any] = {"in_key": False}
-_BUCKET_ELEMENTS = 50_000_000
+BUCKET_ELEMENTS = 50_000_000
 """Elements per collective; DeepSpeed's 500M would be 2 GB of buffer for any model."""
 _PERSISTENT_ELEMENTS = 100_000
 """ZeRO-3 keeps parameters below this size on every rank (norms): gathering them costs latency."""
 
 
+class AdamSettings(Contract):
+    """AdamW's constants as in §2.2, where libraries differ in value and place (trap 23)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Added outside the square root."""
+
+
 class EngineSettings(Contract):
-    """How a model is trained. Only the precision changes the result beyond rounding."""
+    """How a model is trained. Precision and Adam alone change the result beyond rounding."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=_NOT_IN_KEY)
     """Shard nothing, optimizer state, gradients as well, weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    adam: AdamSettings = AdamSettings()
     activation_checkpointing: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
     """Recompute each block's activations in the backward pass."""
     offload_optimizer: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
@@ -48,14 +58,10 @@ class CheckpointSettings(Contract):
 
 
 class OptimizerSettings(Contract):
-    """AdamW as in §2.2."""
+    """What a stage asks of AdamW; its constants are the engine's."""
 
     learning_rate: float
     """The schedule's peak, recorded here; the schedule itself says what each step uses."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-5
-    """Added outside the square root."""
     weight_decay: float = 0.1
     """Not applied to vectors (norms)."""
     gradient_clipping: float = 1.0
@@ -93,7 +99,7 @@ def deepspeed_config(
     settings: EngineSettings, stage: int, clipping: float, module: nn.Module
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; its batch sizes are placeholders, it only ever divides by one."""
-    bucket = min(_BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
+    bucket = min(BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

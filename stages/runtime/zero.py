@@ -115,7 +115,7 @@ def _deepspeed() -> ModuleType:
     bf16_optimizer.see_memory_usage = _no_report
     # No extension counts as available. At every first start it would build one for gloo, which does
     # without (27 s, needs g++); and even to see which could be built it runs a compiler.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     if deepspeed.comm.comm.cdb is None:
         deepspeed.init_distributed()
         _use_current_collectives(deepspeed.comm.comm.cdb)

@@ -1,9 +1,11 @@
 """Trap 18: a reward or value head's initial weights are lost when ZeRO shards them.
 
-A parameter that ZeRO-3 has sharded is empty: what draws weights into it draws nothing, and the
-head starts from whatever was there. On two ranks, at every stage and in bf16, the head must be to
-the last bit the one that was made before sharding. (Ranks that draw with seeds of their own do no
-harm: DeepSpeed hands out rank 0's weights.)
+When it bites: a parameter that ZeRO-3 has sharded is empty, so what draws weights into it draws
+nothing, and the head starts from whatever was there.
+
+On two ranks, at every stage and in bf16, the head must be to the last bit the one that was made
+before sharding. (Ranks that draw with seeds of their own do no harm: DeepSpeed hands out rank 0's
+weights.)
 
 Planted, and caught by the check below:
 - weights drawn into the head after sharding;

@@ -1,6 +1,8 @@
 """Trap 20: ranks drop different numbers of samples, and one waits for ever for the other.
 
-From ZeRO-2 on every backward pass is a meeting of all ranks, from ZeRO-3 on every forward pass.
+When it bites: from ZeRO-2 on every backward pass is a meeting of all ranks, from ZeRO-3 on every
+forward pass; the run hangs without an error until a timeout hours later.
+
 Five rows over two ranks are three and two, one row is one and none: training steps of SFT, of the
 reward model and of PPO, and measuring without gradients, must end, and give what one process does.
 

@@ -1,5 +1,8 @@
 """Trap 24: a resumed run is not the run that was interrupted.
 
+When it bites: data is seen twice or never, moments and controllers start over, and the curve has a
+step where the machine was changed; a result cannot be repeated.
+
 N steps are k steps, `kill -9`, and a resume for the other N - k: equal to the last bit in weights,
 optimizer, generators, controllers and metrics, over the end of an epoch, inside gradient
 accumulation and inside a save, at every ZeRO stage; and within 1e-3 of the loss when the number of
