@@ -39,8 +39,8 @@ def test_rows_are_numbered_by_line_and_array_elements_by_place(tmp_path):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        (gzip.compress(lines({"text": SECRET}) * 99)[:-9], "after line .*gzip stream is cut off"),
-        (gzip.compress(lines({"text": SECRET}))[:20] + b"junk" * 9, "after line 0.*gzip"),
+        (gzip.compress(lines({"text": SECRET}) * 99, mtime=0)[:-9], "after line .*gzip stream is cut off"),
+        (gzip.compress(lines({"text": SECRET}), mtime=0)[:20] + b"junk" * 9, "after line 0.*gzip"),
         (lines({"text": SECRET}) + b'{"text": "' + SECRET.encode(), "line 2, column .*not JSON"),
         (lines({"text": SECRET}, [SECRET]), "line 2: is a list where a JSON object is needed"),
         (b'[{"text": 1}, null]', "element 2: is null where a JSON object"),
@@ -50,6 +50,20 @@ def test_rows_are_numbered_by_line_and_array_elements_by_place(tmp_path):
         ("{}\n".encode("utf-16"), "is not UTF-8"),
         (b"[" * 100_000, "cannot be read"),
         (b'{"n": ' + b"9" * 5000 + b"}", "line 1: is JSON that cannot be read"),
+    ],
+    # Compressed bytes make poor names, and names must be the same on every worker.
+    ids=[
+        "cut-off-gzip",
+        "junk-in-gzip",
+        "cut-off-row",
+        "list-as-row",
+        "null-element",
+        "cut-off-array",
+        "not-utf-8",
+        "nul",
+        "utf-16",
+        "too-deep",
+        "too-many-digits",
     ],
 )
 def test_broken_files_name_the_place_and_never_the_text(tmp_path, content, where):
