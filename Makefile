@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PEERS  := .bench/peers
 BENCHMARKS := pretrain sft reward_model ppo generation loss attention validation zero
 
-.PHONY: help demo test check traps test-all bench clean
+.PHONY: help demo test check traps resume test-all bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,13 +33,16 @@ check: $(VENV)/.installed-dev  ## style, types and the layers of the packages
 	$(BIN)/basedpyright
 
 test: check  ## check, then the default tests, under 12 minutes on 2 cores
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here
-	$(BIN)/pytest tests/traps -m "not gpu" -v
+	$(BIN)/pytest tests/traps -m "not slow" -q -r fE
+
+resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every way, minutes
+	$(BIN)/python tests/traps/resuming/matrix.py
 
 test-all: check  ## every test that needs no GPU, the long ones too
-	$(BIN)/pytest -n 2 -m "not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not gpu"
 
 $(PEERS)/%/.installed: benchmarks/requirements-%.txt | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \

@@ -10,12 +10,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 from data_contracts.durable import disk_error
+from data_contracts.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 _QUIET_SECONDS = 1.0
@@ -23,15 +24,25 @@ _POLL_SECONDS = 0.1
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock during the block; says whom it waits for after one second."""
+def locked(path: Path, what: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock during the block; says whom it waits for after one second.
+
+    Raises:
+        UserError: the lock cannot be opened, or another has it and `wait` is False.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise disk_error("open the lock", path, error) from error
     with file:
-        _acquire(file, what)
+        if wait:
+            _acquire(file, what)
+        elif not _try_lock(file):
+            raise UserError(
+                f"{what[0].upper()}{what[1:]} is held by {_owner(file)}",
+                "Wait until it ends, or end it; what it has finished is reused",
+            )
         try:
             _write_owner(file)
             yield
@@ -65,8 +76,8 @@ def _write_owner(file: TextIO) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     file.truncate(0)
-    json.dump(owner, file)
-    file.flush()
+    with suppress(OSError):  # the disk is full: the lock holds without its owner's name
+        os.write(file.fileno(), json.dumps(owner).encode())  # unbuffered, or close() tries again
 
 
 def _owner(file: TextIO) -> str:

@@ -163,14 +163,14 @@ class Store:
 
     # ---- work
 
-    def lock(self, name: str) -> AbstractContextManager[None]:
+    def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[None]:
         """Exclusive among this machine's processes, by stage key or any other name.
 
-        Waits as long as it takes, and says for whom after one second. The kernel frees it when
-        its owner dies.
+        Waits as long as it takes, and says for whom after one second; without `wait`, raises
+        UserError at once. The kernel frees it when its owner dies.
         """
         path = self._home.scratch / "locks" / f"{_safe(name)}.lock"
-        return locked(path, f"the lock on {name[:40]}")
+        return locked(path, f"the lock on {name[:40]} of {self.home}", wait=wait)
 
     def work(self, key: str) -> Path:
         """Local folder of a stage run: attempts, and the checkpoints they share."""
@@ -180,8 +180,9 @@ class Store:
 
     def attempts(self, key: str) -> list[Path]:
         """Folders of a run's attempts, the first one first."""
-        found = [path for path in self.work(key).iterdir() if _ATTEMPT.fullmatch(path.name)]
-        return sorted(found, key=attempt_number)
+        folder = self._home.scratch / "work" / _safe(key)
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted((p for p in found if _ATTEMPT.fullmatch(p.name)), key=attempt_number)
 
     def new_attempt(self, key: str) -> Path:
         """Make the folder of the next attempt."""

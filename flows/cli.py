@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_views
+from flows import cli_annotations, cli_serve, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -19,7 +19,6 @@ from flows.cli_options import (
     SetOption,
     VersionsOption,
     chosen_recipe,
-    claim,
     opened,
     paragraphs,
     wide_console,
@@ -28,6 +27,7 @@ from flows.environment import places, prepare
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
+    from flows.runner import Rerun
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,9 @@ Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
 what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and why.""",
 )
+
+
+app.add_typer(cli_annotations.app, name="annotations")
 
 
 def main() -> None:
@@ -97,16 +100,19 @@ def run(
 def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
     where = places(home)
     store, ledger = opened(where)
-    claim(where, recipe)
-    prepare(where)
-    from flows.server import ensure_server
-
-    prefect_at = ensure_server(where)
-    from flows.pipeline import rlhf_run
+    from flows.occupied import occupied, refuse_other_product
     from flows.report import print_report
+    from flows.server import ensure_server, server_errors_explained
 
-    rlhf_run(recipe.model_dump(mode="json"), where.home, force)
-    print_report(recipe, store, ledger, where, prefect_at, wide_console())
+    with occupied(store):
+        refuse_other_product(where, recipe)
+        prepare(where)
+        prefect_at = ensure_server(where)
+        from flows.pipeline import rlhf_run
+
+        with server_errors_explained(where):
+            rlhf_run(recipe.model_dump(mode="json"), where.home, force)
+        print_report(recipe, store, ledger, where, prefect_at, wide_console())
 
 
 @app.command()
@@ -137,25 +143,31 @@ def stage(
     """
     where = places(home)
     chosen = chosen_recipe(recipe, set_, where, data, seed, None, num_processes)
-    claim(where, chosen, keep=True)
-    prepare(where)
+    from flows.occupied import claim, occupied
     from flows.runner import Walk, find_nodes, rerun
 
-    wanted = f"{name}-{domain}" if domain else name
-    walk = Walk(chosen, where)
+    wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)
+    with occupied(opened(where)[0]):
+        claim(where, chosen, keep=True)
+        prepare(where)
+        walk = Walk(chosen, where)
+        with walk.tracker:
+            for done in rerun(wanted, walk, force=force):
+                _print_rerun(done)
+
+
+def _print_rerun(done: "Rerun") -> None:
     console = Console(highlight=False)
-    for done in rerun(find_nodes(chosen, wanted, version), walk, force=force):
-        for role, ref in done.result.manifest.outputs.items():
-            console.print(f"{done.result.node.id}:{role} {ref.digest}", soft_wrap=True)
-        if done.before is not None and not done.result.reused:
-            console.print(
-                "  the same digests as before: everything downstream stays valid"
-                if done.is_same
-                else "  not the digests of before"
-            )
-        for node, reason in done.stale.items():
-            console.print(f"  stale: {node}, since {reason}", soft_wrap=True)
-    walk.tracker.close_all()
+    for role, ref in done.result.manifest.outputs.items():
+        console.print(f"{done.result.node.id}:{role} {ref.digest}", soft_wrap=True)
+    if done.before is not None and not done.result.reused:
+        console.print(
+            "  the same digests as before: everything downstream stays valid"
+            if done.is_same
+            else "  not the digests of before"
+        )
+    for node, reason in done.stale.items():
+        console.print(f"  stale: {node}, since {reason}", soft_wrap=True)
 
 
 @app.command()
@@ -215,6 +227,7 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
+app.command()(cli_serve.serve)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)
 

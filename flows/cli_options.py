@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from data_contracts.durable import disk_full, is_disk_full
 from data_contracts.errors import UserError
 from flows.environment import Places, places
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_FULL_BELOW_BYTES = 2**20
 _FILE_WIDTH = 140
 """Columns of a table that goes to a file or a pipe."""
 
@@ -32,6 +31,13 @@ RecipeOption = Annotated[
         "--recipe",
         help="A recipe's name (demo, real, 7b, 13b, 34b, 70b) or a YAML or JSON file. "
         "Without it: the recipe of the home's newest run.",
+    ),
+]
+ProductOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Make sure that the home is this recipe's: what is shown is what the home holds.",
     ),
 ]
 SetOption = Annotated[
@@ -53,6 +59,29 @@ ProcessesOption = Annotated[
     int | None, typer.Option("--num-processes", help="Ranks of every model stage.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Plan for so many GPUs, one rank each.")
+]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help="a100-40gb, a100-80gb, h100-80gb or h200.")
+]
+MfuOption = Annotated[
+    float | None,
+    typer.Option("--mfu", min=0.01, max=1, help="Share of a GPU's peak that training reaches."),
+]
+WattsOption = Annotated[
+    float | None, typer.Option("--watts", min=1, help="Power of a GPU at work.")
+]
+PueOption = Annotated[
+    float | None, typer.Option("--pue", help="Energy of the data centre over that of its GPUs.")
+]
+CarbonOption = Annotated[
+    float | None, typer.Option("--kgco2-per-kwh", help="What a kWh of the grid emits.")
+]
+AssumeOption = Annotated[
+    list[str] | None,
+    typer.Option("--assume", metavar="KEY=VALUE", help="The data, e.g. num_comparisons=100000."),
+]
 ForceNodesOption = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="NODE", help="Make it again, e.g. ppo or v2/ppo."),
@@ -64,7 +93,6 @@ def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        home = places(kwargs.get("home")).local
         try:
             command(*args, **kwargs)
         except UserError as error:
@@ -72,13 +100,10 @@ def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             Console(stderr=True).print("Interrupted; the same command goes on from here.")
             raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if not _disk_is_full(error, home):
+        except OSError as error:
+            if not is_disk_full(error):
                 raise
-            _fail(
-                f"The disk that holds {home} is full. Free some space or choose another --home, "
-                "and run the same command again: finished stages are reused."
-            )
+            _fail(str(disk_full("write below", places(kwargs.get("home")).local)))
 
     return guarded
 
@@ -86,17 +111,6 @@ def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
 def _fail(paragraph: str) -> None:
     Console(stderr=True, highlight=False).print(paragraph, markup=False, soft_wrap=True)
     raise typer.Exit(USER_ERROR)
-
-
-def _disk_is_full(error: BaseException, home: Path) -> bool:
-    """Whether an error is a full disk, whichever library or server met it."""
-    from stages.runtime.attempts import is_disk_full
-
-    if is_disk_full(error) or "database or disk is full" in str(error):
-        return True
-    existing = next((p for p in (home, *home.absolute().parents) if p.exists()), Path.cwd())
-    # Prefect's server is another process: all it says is that it could not
-    return shutil.disk_usage(existing).free < _FULL_BELOW_BYTES
 
 
 def chosen_recipe(
@@ -148,26 +162,12 @@ def opened(where: Places) -> "tuple[Store, Ledger]":
     return store, Ledger(store)
 
 
-def claim(where: Places, recipe: "Recipe", keep: bool = False) -> None:
-    """Write down the home's recipe, which later commands take; `keep` leaves one that is there.
+def check_product(recipe: str | None, where: Places) -> None:
+    """Raise UserError when --recipe is for another product than the home holds."""
+    from flows.occupied import refuse_other_product
 
-    Raises UserError when the home holds another product: its versions would be mixed.
-    """
-    from data_contracts.durable import write_durably
-    from flows.recipe import parse_file
-
-    if where.recipe.is_file():
-        product = parse_file(where.recipe).get("product")
-        if product != recipe.product:
-            raise UserError(
-                f"The home {where.home} holds the iterations of {product}, and recipe "
-                f"{recipe.name} is for {recipe.product}",
-                "Choose another folder with --home, one for each product",
-            )
-        if keep:
-            return
-    where.local.mkdir(parents=True, exist_ok=True)
-    write_durably(where.recipe, recipe.model_dump_json(indent=2).encode())
+    if recipe is not None:
+        refuse_other_product(where, chosen_recipe(recipe, None, where, None, None, None, None))
 
 
 def print_json(value: Any) -> None:

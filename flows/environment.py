@@ -4,12 +4,13 @@ Both libraries fix their settings when they are imported, so `prepare` comes bef
 variable that the user has set wins. Nothing is reported to anyone outside.
 """
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_contracts.errors import UserError
+from data_contracts.durable import disk_error
 
 HOME_VARIABLE = "RLHF_HOME"
 DEFAULT_HOME = "rlhf_home"
@@ -27,8 +28,12 @@ class Places:
     @property
     def mlflow(self) -> str:
         """MLflow's tracking URI."""
-        default = f"sqlite:///{self.local.resolve() / 'mlflow' / 'mlflow.db'}"
-        return os.environ.get("MLFLOW_TRACKING_URI") or default
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow_database}"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """The home's own MLflow database, used when no server is named."""
+        return self.local.resolve() / "mlflow" / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> str:
@@ -66,10 +71,7 @@ def prepare(where: Places) -> None:
         (where.local / "mlflow").mkdir(parents=True, exist_ok=True)
         where.prefect_home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"The home {where.local} cannot be written: {error.strerror}",
-            f"Choose another folder with --home or {HOME_VARIABLE}",
-        ) from error
+        raise disk_error("make folders in the home", where.local, error) from error
     for name, value in {
         "PREFECT_HOME": str(where.prefect_home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -83,6 +85,8 @@ def prepare(where: Places) -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     }.items():
         os.environ.setdefault(name, value)
+    # a log line that a server does not take is no message to the user
+    logging.raiseExceptions = False
     # told by libraries about each other; a user can do nothing about them
     for module in ("prefect", "mlflow", "sqlalchemy", "alembic", "pydantic"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")

@@ -221,10 +221,18 @@ def preference_nodes(recipe: Recipe, version: int) -> list[Node]:
             version,
             "collect_preferences",
             settings,
-            {"comparisons": _at(version, "sample_pairs", "comparisons")},
-            {"batch": version},
+            *_labels(recipe, version),
         ),
     ]
+
+
+def _labels(recipe: Recipe, version: int) -> tuple[dict[str, Source], dict[str, Any]]:
+    """What collect_preferences reads: comparisons to label, or the delivery of labelled ones."""
+    folder = recipe.collect_preferences.deliveries
+    if recipe.collect_preferences.method == "annotations" and folder is not None:
+        file = (recipe.data_dir or Path()) / folder.expanduser() / f"v{version}.parquet"
+        return {}, {"batch": version, "delivery": {"path": file.absolute()}}
+    return {"comparisons": _at(version, "sample_pairs", "comparisons")}, {"batch": version}
 
 
 def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Contract) -> Node:

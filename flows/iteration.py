@@ -8,6 +8,7 @@ from prefect.artifacts import create_table_artifact
 from data_contracts.artifacts import ArtifactRef
 from flows.environment import places
 from flows.graph import BASE, Node, base_nodes, version_label, version_nodes
+from flows.occupied import occupied
 from flows.progress import duration
 from flows.recipe import Recipe, load_recipe, validated
 from flows.runner import NodeResult, Walk
@@ -35,12 +36,8 @@ def rlhf_iteration(
     """
     walk = open_walk(recipe, home, pinned)
     make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
-    finished = False
-    try:
+    with occupied(walk.store), walk.tracker:
         results = [run_task(node, walk, force or []) for node in make]
-        finished = True
-    finally:
-        walk.tracker.close(version, failed=not finished)
     _publish_board(version, results)
     return {name: ref.model_dump() for name, ref in walk.outputs.items()}
 

@@ -84,6 +84,7 @@ def versions_table(newest: int, heads: Heads) -> Table:
     table = Table(title=f"Versions, on held-out prompts, judged by the models of v{newest}")
     for header in ("version", "RM helpful", "RM safe", "gold helpful", "gold safe"):
         table.add_column(header, justify="left" if header == "version" else "right")
+    table.add_column("ended", justify="right")
     for domain in Domain:
         table.add_column(f"win rate vs SFT, {domain.value} ({judge.replace('_', ' ')})")
     for version in range(newest + 1):
@@ -93,7 +94,10 @@ def versions_table(newest: int, heads: Heads) -> Table:
             for kind in ("rm", "gold")
             for domain in Domain
         ]
-        table.add_row(label, *scores, *(_win_rate(win_rates, label, d, judge) for d in Domain))
+        ended = _number(metrics.get(f"finished/{label}"))
+        table.add_row(
+            label, *scores, ended, *(_win_rate(win_rates, label, d, judge) for d in Domain)
+        )
     return table
 
 

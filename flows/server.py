@@ -9,14 +9,18 @@ this module is the server:
 
 import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from data_contracts.durable import disk_full, existing
 from data_contracts.errors import UserError
 from flows.environment import Places
 from stages.runtime.launcher import die_with_parent
@@ -27,6 +31,9 @@ _START_SECONDS = 120.0
 """A busy machine needs longer than the 20 s that Prefect gives its own."""
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 15.0
+"""How long a user's server may take to answer: it may just be starting."""
+_FULL_BELOW_BYTES = 2**20
 
 
 def ensure_server(where: Places) -> str:
@@ -35,10 +42,11 @@ def ensure_server(where: Places) -> str:
     Returns the user's URL or the path of the database. Call it before anything imports prefect,
     which reads the address once.
 
-    Raises UserError when the server does not start.
+    Raises UserError when the server does not start, or the user's does not answer.
     """
     given = os.environ.get(API_URL_VARIABLE)
     if given:
+        _wait_for_users(given)
         return given
     log = where.prefect_home / "server.log"
     port = _free_port()
@@ -66,15 +74,62 @@ def _free_port() -> int:
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=_STOP_SECONDS):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(_POLL_SECONDS)
+        if _answers(url):
+            return
+        time.sleep(_POLL_SECONDS)
     _stop(process)
+    if _is_full(log):
+        raise disk_full("write Prefect's database in", log.parent)
     raise UserError(
         f"The built-in Prefect server did not start; its log is {log}",
-        "Free some memory or disk, or point PREFECT_API_URL at a server that runs",
+        "Free some memory, or point PREFECT_API_URL at a server that runs",
+    )
+
+
+def _wait_for_users(url: str) -> None:
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            raise _unreachable(url)
+        time.sleep(_POLL_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=_STOP_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # what it says against us, Prefect's client tells better
+    except OSError:
+        return False
+
+
+def _is_full(path: Path) -> bool:
+    """Whether a server that failed did so for want of space: it is another process, all we see is
+    that it could not, and its log is on the same disk."""
+    return shutil.disk_usage(existing(path)).free < _FULL_BELOW_BYTES
+
+
+@contextmanager
+def server_errors_explained(where: Places) -> Iterator[None]:
+    """One paragraph for a Prefect server that is gone, or that cannot write its database."""
+    from httpx import HTTPStatusError, TransportError
+
+    try:
+        yield
+    except (HTTPStatusError, TransportError) as error:
+        if _is_full(where.prefect_home):
+            raise disk_full("write Prefect's database in", where.prefect_home) from error
+        if isinstance(error, TransportError):
+            raise _unreachable(os.environ[API_URL_VARIABLE]) from error
+        raise
+
+
+def _unreachable(url: str) -> UserError:
+    return UserError(
+        f"The Prefect server at {url} does not answer",
+        f"Start it, or unset {API_URL_VARIABLE} to use the built-in one, and run the same command "
+        "again: what is finished is reused",
     )
 
 

@@ -10,9 +10,13 @@ and the pipeline goes on; a later walk records what is missing from the manifest
 import json
 import logging
 import math
+import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_contracts.artifacts import ArtifactRef
@@ -40,6 +44,7 @@ _BATCH = 1000
 _MOST_PARAMS = 100
 _LONGEST_PARAM = 6000
 _LONGEST_DIGEST = 36
+_LONGEST_REASON = 200
 _PARENT_TAG = "mlflow.parentRunId"
 _NAME_TAG = "mlflow.runName"
 
@@ -56,13 +61,9 @@ def _never_fails(method: Callable[..., T]) -> Callable[..., T | None]:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            # whatever MLflow, its HTTP client or its database raises: the run is worth more
-            self.broken = True
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self.warn(
-                f"MLflow at {self.where.mlflow} is not taking records ({reason}); the run goes on, "
-                "and the next one records what is missing"
-            )
+            # whatever MLflow, its HTTP client or its database raises, or a mistake of ours: days
+            # of training are worth more than their record, and the log has the traceback
+            self.give_up(error)
             return None
 
     return guarded
@@ -100,11 +101,34 @@ class Tracker:
         self.warn = warn
         self.broken = False
         self._store = store
+        self._met: set[int] = set()
         self._parents: dict[int, str] = {}
         self._sent: dict[str, int] = {}
 
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Mark the parents of all versions that this walk met as done, or as failed."""
+        for version in self._met:
+            self._close(version, failed=error is not None)
+
+    def give_up(self, error: Exception) -> None:
+        """Warn once, keep the traceback in mlflow/errors.log, and tell MLflow nothing more."""
+        self.broken = True
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        self.warn(
+            f"MLflow at {self.where.mlflow} is not taking records ({reason}); the run goes on, "
+            "and the next one records what is missing"
+        )
+        with suppress(OSError):  # the disk may be full, which may be the very error
+            log = self.where.local / "mlflow" / "errors.log"
+            with log.open("a", encoding="utf-8") as file:
+                file.writelines(traceback.format_exception(error))
+
     def begin(self, node: Node, key: str, config: StageConfig) -> NodeRun:
         """The child run of a stage that is about to work: a new one, or the one it had."""
+        self._met.add(node.id.version)
         return NodeRun(self, node, key, self._begin(node, key, config))
 
     @_never_fails
@@ -112,6 +136,7 @@ class Tracker:
         run = self._find(KEY_TAG, key)
         if run is None:
             return self._create_child(node, key, config)
+        self._parent(node.id.version)
         self._client.update_run(run.info.run_id, status="RUNNING")
         return run.info.run_id
 
@@ -130,6 +155,7 @@ class Tracker:
     @_never_fails
     def record(self, node: Node, manifest: Manifest, store: Store) -> None:
         """A finished node: nothing when MLflow has it already, else all that the manifest says."""
+        self._met.add(node.id.version)
         run = self._find(KEY_TAG, manifest.key)
         if (
             run
@@ -147,20 +173,16 @@ class Tracker:
         self._client.set_terminated(run_id, "FINISHED")
 
     @_never_fails
-    def close(self, version: int, failed: bool = False) -> None:
-        """Mark a version's parent run as done; children that still say RUNNING have failed."""
-        parent = self._parents.get(version)
-        if parent is None:
+    def _close(self, version: int, failed: bool) -> None:
+        """End a version's parent run; it and children that still say RUNNING may be a killed
+        process's."""
+        parent = self._find(ITERATION_TAG, _parent_name(version))
+        if parent is None or (parent.info.status == "FINISHED" and not failed):
             return
-        for run in self._search(f"tags.`{_PARENT_TAG}` = '{parent}'"):
+        for run in self._search(f"tags.`{_PARENT_TAG}` = '{parent.info.run_id}'"):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "FAILED")
-        self._client.set_terminated(parent, "FAILED" if failed else "FINISHED")
-
-    def close_all(self) -> None:
-        """Mark every version's parent that this walk has opened as done."""
-        for version in list(self._parents):
-            self.close(version)
+        self._client.set_terminated(parent.info.run_id, "FAILED" if failed else "FINISHED")
 
     # --- runs ---
 
@@ -169,6 +191,9 @@ class Tracker:
         prepare(self.where)
         from mlflow import MlflowClient
 
+        database = self.where.mlflow_database
+        if self.where.mlflow == f"sqlite:///{database}" and not database.exists():
+            _make_database(database)
         return MlflowClient(self.where.mlflow, registry_uri=self.where.mlflow)
 
     @cached_property
@@ -192,12 +217,14 @@ class Tracker:
         return runs[0] if runs else None
 
     def _parent(self, version: int) -> str:
+        """Id of a version's run, which says RUNNING from now on."""
         if version not in self._parents:
-            name = "Base" if version == BASE else f"RLHF-V{version}"
+            name = _parent_name(version)
             run = self._find(ITERATION_TAG, name) or self._client.create_run(
                 self._experiment,
                 tags={_NAME_TAG: name, ITERATION_TAG: name, "rlhf.recipe": self.recipe.name},
             )
+            self._client.update_run(run.info.run_id, status="RUNNING")
             self._parents[version] = run.info.run_id
         return self._parents[version]
 
@@ -325,6 +352,10 @@ class Tracker:
             self._client.create_registered_model(name)
 
 
+def _parent_name(version: int) -> str:
+    return "Base" if version == BASE else f"RLHF-V{version}"
+
+
 def registered_name(recipe: Recipe, node: Node) -> str | None:
     """Name in the model registry of what a node of an iteration makes, if it is registered."""
     version = node.id.version
@@ -334,6 +365,20 @@ def registered_name(recipe: Recipe, node: Node) -> str | None:
         return "policy"
     names = {reward_model_name(domain): f"{domain.value}-rm" for domain in Domain}
     return names.get(node.id.name)
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's database whole or not at all: one whose tables a kill or a full disk left half
+    made MLflow refuses for good."""
+    from mlflow import MlflowClient
+
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.unlink(missing_ok=True)
+    try:
+        MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

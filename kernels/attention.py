@@ -9,9 +9,9 @@ Legend: T tokens, N documents, H heads, KV key-value heads, D head dimension, S 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -19,12 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.attention.varlen import varlen_attn
 
 from kernels.rope import positions_within
-
-VARLEN_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""PyTorch 2.11's kernel wants as many key-value heads as query heads."""
 
 _STEP = 16
 """Documents whose lengths round up to the same multiple of this share a bucket. The CPU kernel
@@ -104,16 +100,26 @@ def packed_attention(
 
 
 def _variable_length_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    kernel, has_gqa = _varlen_kernel()
     groups = q.shape[1] // k.shape[1]
     options: dict[str, Any] = {"window_size": (-1, 0)}  # everything to the left, nothing beyond
-    if groups > 1 and VARLEN_HAS_GQA:
+    if groups > 1 and has_gqa:
         options["enable_gqa"] = True
     elif groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     bounds, longest = documents.cu_seqlens, documents.max_length
-    output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
-    assert isinstance(output, Tensor)  # a tuple only where return_aux asks for more
-    return output
+    return kernel(q, k, v, bounds, bounds, longest, longest, **options)
+
+
+@cache
+def _varlen_kernel() -> tuple[Callable[..., Any], bool]:
+    """PyTorch's kernel, and whether it lets heads share key-value heads (PyTorch 2.11's does not).
+
+    Imported where it can run: it brings the compiler along, which is a second of every start.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _bucketed_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets) -> Tensor:

@@ -21,14 +21,14 @@ from kernels.attention import Documents, packed_attention
 from kernels.model import CausalLM, Layer, Llama
 from kernels.rope import positions_within
 
-_DROP_BELOW = 0.85
+DROP_BELOW = 0.85
 """Share of live rows at which the finished ones leave the batch: a copy of the cache for at least
 15 % less work in every step to come."""
 
 _PREFILL_TOKENS = 1024
 """Prompt tokens read at a time, so that a layer's activations stay in the processor's cache."""
 
-_PREFILL_TOKENS_CUDA = 32_768
+PREFILL_TOKENS_CUDA = 32_768
 
 _LARGEST_UNIFORM = 1 - 2**-22
 """Times any fp32 sum this is still less than the sum, so no draw falls beyond the last token."""
@@ -74,21 +74,25 @@ def generate(
     *,
     eos_id: int,
     seed: int,
+    places: Sequence[int] | None = None,
     max_batch_size: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Generations:
     """Draw one response to each prompt, in the model's own precision.
 
     The random number behind each token belongs to (seed, prompt index, step), so a response depends
-    neither on the batch size nor on the other prompts. `on_progress` is told how many responses are
+    neither on the batch size nor on the other prompts. `places` are the prompts' indices where they
+    are one rank's share of a longer list: then it does not depend on the number of ranks either.
+    `on_progress` is told how many responses are
     finished, and of how many. The model must hold all its weights (no ZeRO-3 shards).
 
     Raises ValueError, with the prompt's index, for a prompt that is empty or leaves no room for
     max_new_tokens in the model's context.
     """
     _check_lengths(prompts, model.config.max_seq_len - sampling.max_new_tokens)
-    shape = (len(prompts), sampling.max_new_tokens)
-    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    own = torch.tensor(range(len(prompts)) if places is None else places, dtype=torch.int64)
+    shape = (int(own.max()) + 1 if len(own) else 0, sampling.max_new_tokens)
+    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))[own]
     # Equal prompts are neighbours too, so that a batch finds them together.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     rows: dict[int, _Row] = {}
@@ -161,7 +165,7 @@ class _Batch:
             if num_left == 0 or step + 1 == self._sampling.max_new_tokens:
                 break
             yield len(self._prompts) - num_left
-            if num_left <= _DROP_BELOW * len(alive):
+            if num_left <= DROP_BELOW * len(alive):
                 keep = (~has_ended).nonzero().squeeze(1)
                 cache.keep(keep)
                 alive, has_ended, tokens = alive[keep], has_ended[keep], tokens[keep]
@@ -220,7 +224,7 @@ def prefill(
         [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
         for _ in range(2)
     )
-    most = _PREFILL_TOKENS_CUDA if device.type == "cuda" else _PREFILL_TOKENS
+    most = PREFILL_TOKENS_CUDA if device.type == "cuda" else _PREFILL_TOKENS
     hidden = []
     for first, last in _pieces([len(prompt) for prompt in unique], most):
         rows = ((source >= first) & (source < last)).nonzero().squeeze(1)

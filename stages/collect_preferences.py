@@ -3,10 +3,12 @@
     rlhf stage collect_preferences --recipe demo --version 1
     python -m stages.collect_preferences --config batch.json --home RLHF_HOME
 
-Two sources, one contract: the sandbox's simulated annotator labels this week's comparisons, or
-preferences that were imported from files are cut into weekly batches.
+Three sources, one contract: the sandbox's simulated annotator labels this week's comparisons,
+people labelled them on the annotation page, or preferences that were imported from files are cut
+into weekly batches.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,8 +18,11 @@ from pydantic import Field, model_validator
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from data_contracts.errors import UserError
-from data_contracts.ratings import Domain
+from data_contracts.parquet import read_table
+from data_contracts.ratings import Domain, Split
 from data_contracts.splits import split_of
+from data_contracts.tables import PREFERENCES
+from stages.importers.user_file import UserFile
 from stages.models.batches import shuffled
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
@@ -29,13 +34,23 @@ VERSION = "1"
 class CollectPreferencesSettings(Contract):
     """Where the labels come from and how much of them is held out."""
 
-    method: Literal["simulated", "imported"] = "imported"
+    method: Literal["simulated", "annotations", "imported"] = "imported"
     annotator: AnnotatorSettings = AnnotatorSettings()
     """The simulated annotator's noise and grades (method simulated)."""
     num_batches: int = Field(default=5, gt=0)
     """Weekly batches that an import is cut into (method imported)."""
+    deliveries: Path | None = Field(default=None, json_schema_extra={"in_key": False})
+    """Folder into which `rlhf annotations export` writes vN.parquet (method annotations)."""
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of prompts held out for testing (method simulated; an import carries its split)."""
+    """Share of prompts held out for testing; an import carries its split."""
+
+    @model_validator(mode="after")
+    def _has_deliveries(self) -> "CollectPreferencesSettings":
+        if self.method == "annotations" and self.deliveries is None:
+            raise ValueError(
+                "method annotations needs deliveries, the folder of `rlhf annotations export`"
+            )
+        return self
 
 
 class Config(StageConfig, CollectPreferencesSettings):
@@ -43,14 +58,22 @@ class Config(StageConfig, CollectPreferencesSettings):
 
     batch: int = Field(gt=0)
     comparisons: ArtifactRef | None = None
+    delivery: UserFile | None = None
+    """What was labelled on the annotation page (method annotations)."""
     imported: ArtifactRef | None = None
 
     @model_validator(mode="after")
     def _has_its_input(self) -> "Config":
-        if (self.method == "simulated") != (self.comparisons is not None):
-            raise ValueError("method simulated labels comparisons, method imported an import")
-        if (self.method == "imported") != (self.imported is not None):
-            raise ValueError("method imported needs the imported preferences")
+        given = {
+            "simulated": self.comparisons is not None,
+            "annotations": self.delivery is not None,
+            "imported": self.imported is not None,
+        }
+        if given != {name: name == self.method for name in given}:
+            raise ValueError(
+                "method simulated needs comparisons, annotations a delivery, imported an import, "
+                "and none of them another one's"
+            )
         return self
 
 
@@ -58,13 +81,15 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     """Label or cut, split by prompt, write, and report the batch's make-up (Tables 6 and 26)."""
     if config.comparisons is not None:
         rows = simulate(config, work.table(config.comparisons, "comparisons").to_pylist())
+    elif config.delivery is not None:
+        rows = delivered(config, read_table(config.delivery.checked_path(), PREFERENCES))
     else:
         assert config.imported is not None
         rows = cut(config, work.table(config.imported, "preferences")).to_pylist()
     if not rows:
         raise UserError(
             f"Weekly batch {config.batch} is empty",
-            "Import more preferences, or lower collect_preferences.num_batches",
+            "Label or import more preferences, or lower collect_preferences.num_batches",
         )
     output = table_output(work, "preferences", "preferences", rows)
     return StageOutput({"preferences": output}, statistics(rows))
@@ -82,14 +107,13 @@ def simulate(config: Config, comparisons: list[dict[str, Any]]) -> list[dict[str
 
 def preference(labelled: dict[str, Any], config: Config) -> dict[str, Any]:
     """A row of the preferences table from a labelled comparison."""
-    opening = next(m["content"] for m in labelled["messages"] if m["role"] == "user")
     return {
         "preference_id": f"{labelled['comparison_id']}-{labelled['annotator']}",
         "prompt_id": labelled["prompt_id"],
         "domain": labelled["domain"],
         "source": "simulated",
         "batch": config.batch,
-        "split": split_of(opening, config.test_fraction, salt="preferences"),
+        "split": _split(labelled["messages"], config),
         "annotator": labelled["annotator"],
         "category": labelled["category"],
         "messages": labelled["messages"],
@@ -98,6 +122,25 @@ def preference(labelled: dict[str, Any], config: Config) -> dict[str, Any]:
         "rating": labelled["rating"],
         "safety_label": labelled["safety_label"],
     }
+
+
+def _split(messages: list[dict[str, Any]], config: Config) -> Split:
+    opening = next(m["content"] for m in messages if m["role"] == "user")
+    return split_of(opening, config.test_fraction, salt="preferences")
+
+
+def delivered(config: Config, delivery: pa.Table) -> list[dict[str, Any]]:
+    """Labels of the annotation page, held out by prompt as everywhere.
+
+    Raises UserError when the file is another week's.
+    """
+    rows = delivery.to_pylist()
+    if any(row["batch"] != config.batch for row in rows):
+        raise UserError(
+            f"The delivery for weekly batch {config.batch} holds rows of another batch",
+            f"Write it with `rlhf annotations export --week {config.batch}`",
+        )
+    return [row | {"split": _split(row["messages"], config)} for row in rows]
 
 
 def cut(config: Config, imported: pa.Table) -> pa.Table:

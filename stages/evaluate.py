@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
@@ -20,7 +19,7 @@ from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from stages.models.batches import seed_from
 from stages.models.comparison import paired_difference, win_rate_row
-from stages.models.folders import load_policy
+from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels
 from stages.models.sampling import Overlong, fitting_prompts, sample_responses
@@ -29,11 +28,13 @@ from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
 
-VERSION = "1"
+VERSION = "2"
 
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
+CUT_OFF_HANDICAP = 1e4
+"""More than any two scores of a reward model differ by, little enough for exact differences."""
 
 
 class EvaluateSettings(Contract):
@@ -44,6 +45,8 @@ class EvaluateSettings(Contract):
     temperature: float = Field(default=1.0, ge=0)
     """1: the distribution that PPO optimises; 0 is greedy."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
@@ -96,17 +99,18 @@ def answer(
     reward_models: RewardModels,
 ) -> list[dict[str, Any]]:
     """One version's responses with all judges' scores, as rows of the evaluations table."""
-    model, tokenizer = load_policy(work, config.models[version])
+    model, tokenizer = load_sampler(work, config.models[version], config.engine)
     max_prompt_tokens = model.config.max_seq_len - config.max_new_tokens
     kept, tokens = fitting_prompts(prompts, tokenizer, max_prompt_tokens, config.overlong)
     samples = sample_responses(
-        model.to(work.rank.device),
+        model,
         tokens,
         Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         tokenizer,
         seed_from(config.seed, "evaluate"),
         work,
-        label=f"{version} responses",
+        config.generation_batch_size,
+        label=f"{version} response",
     )
     scores = reward_models.score(
         [p + s.tokens for p, s in zip(tokens, samples, strict=True)],
@@ -156,14 +160,20 @@ def compare(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def paired(
     rows: list[dict[str, Any]], version: str, opponent: str, domain: Domain, judged_by: str
 ) -> tuple[list[float], list[float]]:
-    """Both versions' scores on the prompts of one domain, in the same order."""
+    """Both versions' scores on the prompts of one domain, in the same order.
+
+    The gold judge marks a cut-off response down by itself. A reward model read its score in the
+    middle of a sentence, so there a cut-off response ranks below every one that ended: as in
+    rejection sampling, where it is never the best, and in PPO, where it is paid a fixed low score.
+    """
     column = f"gold_{domain}" if judged_by == GOLD else f"{domain}_score"
-    by_version = {
-        v: {r["prompt_id"]: r[column] for r in rows if r["version"] == v and r["domain"] == domain}
-        for v in (version, opponent)
-    }
-    shared = sorted(by_version[version].keys() & by_version[opponent].keys())
+    by_version: dict[str, dict[str, float]] = {version: {}, opponent: {}}
+    for row in rows:
+        if row["domain"] == domain and row["version"] in by_version:
+            handicap = 0.0 if judged_by == GOLD or row["finished"] else CUT_OFF_HANDICAP
+            by_version[row["version"]][row["prompt_id"]] = row[column] - handicap
     own, other = by_version[version], by_version[opponent]
+    shared = sorted(own.keys() & other.keys())
     return [own[p] for p in shared], [other[p] for p in shared]
 
 
@@ -211,6 +221,8 @@ def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
     """Win rate against SFT by version, both domains (Figure 11)."""
     folder = work.output("figures")
     if work.rank.is_main:
+        from matplotlib.figure import Figure  # here, since it takes a second
+
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         judges = sorted({r["judge"] for r in win_rates})

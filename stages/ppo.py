@@ -13,24 +13,29 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
 from kernels.generation import Sampling
 from kernels.heads import ValueModel
-from kernels.masking import whiten_by_group
 from kernels.model import CausalLM
 from kernels.ppo import gae, kl_shaped_rewards, sum_per_response
 from stages.models.batches import seed_from, shuffled
-from stages.models.early_stopping import EarlyStopping, keep_best, publish_best
+from stages.models.early_stopping import (
+    EarlyStopping,
+    forget_bests_after,
+    forget_older_bests,
+    keep_best,
+    publish_best,
+)
 from stages.models.folders import load_policy, load_scorer
 from stages.models.ppo_update import UpdateSettings, update
 from stages.models.prompts import Prompts, select_prompts
-from stages.models.rewards import RewardModels
+from stages.models.rewards import RewardModels, whitened
 from stages.models.rollouts import (
     Rollouts,
     Trajectory,
+    forget_rollouts_from,
     keep_rollouts,
     publish_rollouts,
     response_logprobs,
@@ -42,13 +47,15 @@ from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.clock import Clock
 from stages.runtime.engine import Engine, EngineSettings, Frozen, OptimizerSettings, frozen
 from stages.runtime.schedules import constant
+from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.throughput import Meter, training_flops
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
 
 
-class PpoSettings(UpdateSettings):
+class PpoSettings(UpdateSettings, CheckpointSettings):
     """The paper's settings."""
 
     num_iterations: int = Field(default=400, gt=0)
@@ -57,6 +64,8 @@ class PpoSettings(UpdateSettings):
     """Training prompts to draw from; iterations go through them in a seeded order."""
     batch_size: int = Field(default=512, gt=0)
     """Responses per iteration, over all ranks."""
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     max_new_tokens: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-6, gt=0)
     """Constant."""
@@ -81,6 +90,7 @@ class PpoSettings(UpdateSettings):
     patience: int = Field(default=5, gt=0)
     """Held-out evaluations without a new best before training stops."""
     checkpoint_every: int = Field(default=10, gt=0, json_schema_extra={"in_key": False})
+    """Iterations from one checkpoint to the next."""
     overlong: Overlong = "error"
     engine: EngineSettings = EngineSettings()
 
@@ -110,43 +120,84 @@ class Models:
 def run(config: Config, work: WorkDir) -> StageOutput:
     """Sample, measure, reward, update; keep the version that held-out prompts like best."""
     models = build(config, work)
-    train_prompts = load_prompts(config, work, models, "train", config.num_prompts)
+    prompts = load_prompts(config, work, models, "train", config.num_prompts)
     held_out = load_prompts(config, work, models, "validation", config.num_held_out_prompts)
-    checkpointer = Checkpointer(work.checkpoints, work.rank, config.checkpoint_every)
-    engines = {"policy": models.policy, "value": models.value}
-    iteration, extra = checkpointer.restore(engines)
-    models.sampler = plain_policy(models.policy)
-    stopping = EarlyStopping(**extra.get("early_stopping", {}))
-    if not extra:
-        evaluate_held_out(config, work, models, held_out, stopping, iteration=0)
 
-    while iteration < config.num_iterations and stopping.num_without_best < config.patience:
-        clock = Clock()
-        batch = train_prompts.batch(config.seed, iteration, config.batch_size)
-        rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock)
-        keep_rollouts(work, iteration, batch.rows, rollouts)
-        with clock.phase("update"):
-            train_policy = iteration >= config.num_value_warmup_iterations
-            policy = models.policy if train_policy else None
-            order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
-            stats = update(config, policy, models.value, rollouts, order, work.rank)
-        with clock.phase("sync"):
-            models.sampler = plain_policy(models.policy)
-        work.track(iteration, {**reward_stats, **stats, **clock.metrics()})
-        iteration += 1
-        work.progress(iteration, config.num_iterations, "iteration", **reward_stats)
-        if iteration % config.evaluate_every == 0:
-            evaluate_held_out(config, work, models, held_out, stopping, iteration)
-        checkpointer.maybe_save(iteration, engines, {"early_stopping": vars(stopping)})
+    stopping, num_iterations = train(config, work, models, prompts, held_out)
 
     return StageOutput(
         {"model": publish_best(work, stopping), "rollouts": publish_rollouts(work)},
         {
             "best_iteration": float(stopping.best_iteration),
             "held_out_objective": stopping.best_objective,
-            "num_iterations": float(iteration),
+            "num_iterations": float(num_iterations),
         },
     )
+
+
+def train(
+    config: Config, work: WorkDir, models: Models, prompts: Prompts, held_out: Prompts
+) -> tuple[EarlyStopping, int]:
+    """Iterations until early stopping or the last one; how many there were.
+
+    Metrics are tracked by the number of iterations done, each number once: 0 is before training.
+    """
+    engines = {"policy": models.policy, "value": models.value}
+    meter = Meter(config.engine.precision, work.rank)
+    with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
+        done, extra = checkpointer.restore(engines)
+        models.sampler = plain_policy(models.policy)
+        stopping = EarlyStopping(**extra.get("early_stopping", {}))
+        forget_bests_after(work, done)
+        forget_rollouts_from(work, done)
+        if done == 0:
+            work.track(0, evaluate_held_out(config, work, models, held_out, stopping, 0))
+        while done < config.num_iterations and stopping.num_without_best < config.patience:
+            metrics = iterate(config, work, models, prompts, meter, iteration=done)
+            done += 1
+            if done % config.evaluate_every == 0:
+                metrics |= evaluate_held_out(config, work, models, held_out, stopping, done)
+            work.track(done, metrics)
+            work.progress(done, config.num_iterations, "iteration", reward=metrics["ppo/reward"])
+            if checkpointer.maybe_save(done, engines, {"early_stopping": vars(stopping)}):
+                forget_older_bests(work, checkpointer.steps())
+    return stopping, done
+
+
+def iterate(
+    config: Config,
+    work: WorkDir,
+    models: Models,
+    prompts: Prompts,
+    meter: Meter,
+    iteration: int,
+) -> dict[str, float]:
+    """One batch of prompts: responses, their worth, and one pass of updates."""
+    clock = Clock()
+    policy = models.policy if iteration >= config.num_value_warmup_iterations else None
+    with meter.step():
+        batch = prompts.batch(config.seed, iteration, config.batch_size)
+        rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock)
+        keep_rollouts(work, iteration, batch.rows, rollouts)
+        with clock.phase("update"):
+            order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
+            stats = update(config, policy, models.value, rollouts, order, work.rank)
+        with clock.phase("sync"):
+            models.sampler = plain_policy(models.policy)
+    lengths = [len(t.tokens) for t in rollouts.trajectories]
+    speed = meter.metrics(sum(lengths), iteration_flops(models, lengths, policy is not None))
+    return {**reward_stats, **stats, **clock.metrics(), **speed}
+
+
+def iteration_flops(models: Models, lengths: list[int], train_policy: bool) -> float:
+    """Of an iteration on documents of these lengths; a pass without gradients is a third.
+
+    The policy writes and measures them, the reference measures, two reward models score and the
+    value model values; then value and, after its warm-up, policy learn.
+    """
+    policy = training_flops(models.policy.module, lengths)
+    scorer = training_flops(models.value.module, lengths)
+    return policy * (3 / 3 + train_policy) + scorer * (3 / 3 + 1)
 
 
 def build(config: Config, work: WorkDir) -> Models:
@@ -215,12 +266,13 @@ def roll_out(
     with clock.phase("rewards"):
         is_safety = [domain == "safety" for domain in batch.domains]
         raw = models.rewards.score([t.tokens for t in trajectories], is_safety, work)
-        scores = whitened_scores(config, raw.reward, is_safety, trajectories)
+        finished = torch.tensor([t.finished for t in trajectories])
+        group = torch.tensor(is_safety) & (config.whiten_by == "domain")
+        scores = whitened(raw.reward, group, finished, config.unfinished_score)
     rewards = kl_shaped_rewards(scores, logprobs, ref_logprobs, lengths, config.kl_beta)
     advantages, returns = gae(rewards, values, lengths, config.gamma, config.gae_lambda)
 
     kl = sum_per_response(logprobs - ref_logprobs, lengths)
-    finished = torch.tensor([t.finished for t in trajectories])
     stats = {
         "ppo/reward": float(raw.reward.mean()),
         "ppo/helpfulness_score": float(raw.helpfulness.mean()),
@@ -242,20 +294,14 @@ def sample(
     """One response of the policy to each prompt."""
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     return sample_trajectories(
-        models.sampler, prompts.tokens, sampling, models.tokenizer, seed, work
+        models.sampler,
+        prompts,
+        sampling,
+        models.tokenizer,
+        seed,
+        work,
+        config.generation_batch_size,
     )
-
-
-def whitened_scores(
-    config: Config, reward: Tensor, is_safety: list[bool], trajectories: list[Trajectory]
-) -> Tensor:
-    """R̃_c (N,): whiten(logit(R_c)) over the responses that ended; scores are logits already."""
-    finished = torch.tensor([t.finished for t in trajectories])
-    group = torch.tensor(is_safety).long() if config.whiten_by == "domain" else finished.long() * 0
-    scores = torch.full_like(reward, config.unfinished_score)
-    if finished.any():
-        scores[finished] = whiten_by_group(reward[finished], group[finished])
-    return scores
 
 
 def evaluate_held_out(
@@ -265,7 +311,7 @@ def evaluate_held_out(
     prompts: Prompts,
     stopping: EarlyStopping,
     iteration: int,
-) -> None:
+) -> dict[str, float]:
     """Early stopping: the held-out objective R̃_c − β·KL; a new best is written to disk.
 
     R̃_c is the reward in standard deviations of its domain above the model PPO started from.
@@ -280,16 +326,13 @@ def evaluate_held_out(
     kl = float((logprobs - ref_logprobs).sum()) / len(trajectories)
     standardised = stopping.standardised(reward, prompts.domains)
     objective = float(standardised.mean()) - config.kl_beta * kl
-    work.track(
-        iteration,
-        {
-            "held_out/objective": objective,
-            "held_out/reward": float(reward.mean()),
-            "held_out/kl": kl,
-        },
-    )
     if stopping.observe(objective, iteration):
         keep_best(work, models.policy, models.sampler.config, models.tokenizer, iteration)
+    return {
+        "held_out/objective": objective,
+        "held_out/reward": float(reward.mean()),
+        "held_out/kl": kl,
+    }
 
 
 if __name__ == "__main__":

@@ -26,10 +26,15 @@ from stages.models.folders import CHECKPOINT_KIND, load_policy_folder, save_poli
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
+from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.throughput import Meter
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
+
+HeldOut = tuple[list[np.ndarray], float]
+"""Blocks of sequence_length + 1 tokens, and bytes per token."""
 
 
 class ModelSettings(Contract):
@@ -59,7 +64,7 @@ class ExternalModel(Contract):
     """sha256 over the folder's files; filled in when the run is planned."""
 
 
-class PretrainSettings(Contract):
+class PretrainSettings(CheckpointSettings):
     """The paper's pretraining settings (§2.2)."""
 
     model: ModelSettings = ModelSettings()
@@ -81,7 +86,8 @@ class PretrainSettings(Contract):
     gradient_clipping: float = Field(default=1.0, gt=0)
     mask_documents: bool = False
     """Keep attention inside each document. Llama 2 attends across, Llama 3 masks."""
-    checkpoint_every_steps: int = Field(default=500, gt=0, json_schema_extra={"in_key": False})
+    checkpoint_every: int = Field(default=500, gt=0, json_schema_extra={"in_key": False})
+    """Optimizer steps from one checkpoint to the next."""
     num_validation_sequences: int = Field(default=64, gt=0)
     engine: EngineSettings = EngineSettings()
 
@@ -121,18 +127,9 @@ def run(config: Config, work: WorkDir) -> StageOutput:
         config.model.config(tokenizer.vocab_size), torch.Generator().manual_seed(config.seed)
     )
     engine = build_engine(config, model, work)
-    checkpointer = Checkpointer(work.checkpoints, work.rank, config.checkpoint_every_steps)
     held_out = streams.validation_blocks(config.sequence_length, config.num_validation_sequences)
 
-    first_step, extra = checkpointer.restore({"policy": engine})
-    before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
-    for step in range(first_step, num_steps(config)):
-        first = step * config.global_batch_size
-        blocks = [sampler.block(first + i) for i in range(config.global_batch_size)]
-        loss = train_step(engine, blocks, config, tokenizer.bos_id, work)
-        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
-        work.progress(step + 1, num_steps(config), "step", loss=loss, tokens=step_tokens(config))
-        checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
+    before = train(config, engine, sampler, held_out, tokenizer.bos_id, work)
     after = bits_per_byte(engine, held_out, config, work)
 
     return StageOutput(
@@ -160,7 +157,7 @@ def adopt(source: ExternalModel, work: WorkDir) -> StageOutput:
 
 
 def step_tokens(config: Config) -> int:
-    """Tokens that one optimizer step predicts."""
+    """Tokens that one optimizer step reads; what `num_tokens` counts."""
     return config.global_batch_size * config.sequence_length
 
 
@@ -194,21 +191,65 @@ def build_engine(config: Config, model: CausalLM, work: WorkDir) -> Engine:
     return Engine(model, optimizer, schedule, config.engine, work.rank)
 
 
-def train_step(
-    engine: Engine, blocks: Sequence[np.ndarray], config: Config, bos_id: int, work: WorkDir
+def train(
+    config: Config,
+    engine: Engine,
+    sampler: BlockSampler,
+    held_out: HeldOut,
+    bos_id: int,
+    work: WorkDir,
 ) -> float:
-    """One optimizer step; returns the mean loss in nats per token over all ranks."""
+    """All steps of the schedule, or what a resumed run has left of them.
+
+    Returns the bits per byte of held-out text before the first step.
+    """
+    total_steps, size = num_steps(config), config.global_batch_size
+    meter = Meter(config.engine.precision, work.rank)
+    with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
+        first_step, extra = checkpointer.restore({"policy": engine})
+        before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
+        for step in range(first_step, total_steps):
+            indices = range(step * size, (step + 1) * size)
+            blocks = [sampler.block(i) for i in indices]
+            ids = [sampler.block_id(i) for i in indices]
+            with meter.step():
+                loss = train_step(engine, blocks, ids, config, bos_id, work)
+            speed = meter.training(engine.module, document_lengths(blocks, config, bos_id))
+            stats = engine.last_step.as_metrics("train")
+            work.track(step, {"train/loss": loss, **stats, **speed})
+            work.progress(step + 1, total_steps, "step", loss=loss, tokens=step_tokens(config))
+            checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
+    return before
+
+
+def train_step(
+    engine: Engine,
+    blocks: Sequence[np.ndarray],
+    ids: Sequence[str],
+    config: Config,
+    bos_id: int,
+    work: WorkDir,
+) -> float:
+    """One optimizer step; returns the mean loss in nats per predicted token over all ranks."""
+    num_predicted = num_predicted_tokens(blocks, config, bos_id)
     micro_batches = share_of_rank(blocks, work.rank, config.micro_batch_size)
+    micro_ids = share_of_rank(ids, work.rank, config.micro_batch_size)
     total = 0.0
     for i, micro_batch in enumerate(micro_batches):
         examples = [e for block in micro_batch for e in documents_of(block, config, bos_id)]
         flat = collate(examples, work.rank.device)
         loss = engine(flat.tokens, flat.documents, flat.rows, flat.targets)
-        loss = loss / step_tokens(config)
-        engine.backward(loss, last=i == len(micro_batches) - 1)
+        loss = loss / num_predicted
+        engine.backward(loss, i == len(micro_batches) - 1, micro_ids[i])
         total += loss.item()
     engine.step()
     return work.rank.sum(total)
+
+
+def num_predicted_tokens(blocks: Sequence[np.ndarray], config: Config, bos_id: int) -> int:
+    """Tokens of a global batch that have a loss: all but the first of each of `documents_of`."""
+    learned = np.stack(blocks)[:, 1:]
+    return int((learned != bos_id).sum()) if config.mask_documents else learned.size
 
 
 def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example]:
@@ -220,9 +261,14 @@ def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example
     return [Example(piece.tolist(), [True] * len(piece)) for piece in pieces if len(piece) > 1]
 
 
-def bits_per_byte(
-    engine: Engine, held_out: tuple[list[np.ndarray], float], config: Config, work: WorkDir
-) -> float:
+def document_lengths(blocks: Sequence[np.ndarray], config: Config, bos_id: int) -> list[int]:
+    """Tokens that each of `documents_of` feeds."""
+    if not config.mask_documents:
+        return [len(block) - 1 for block in blocks]
+    return [len(e.tokens) - 1 for block in blocks for e in documents_of(block, config, bos_id)]
+
+
+def bits_per_byte(engine: Engine, held_out: HeldOut, config: Config, work: WorkDir) -> float:
     """Cross-entropy of held-out text in bits per UTF-8 byte: comparable across tokenizers."""
     blocks, bytes_per_token = held_out
     if not blocks:

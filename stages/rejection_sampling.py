@@ -19,13 +19,13 @@ from data_contracts.base import Contract, StageConfig
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
 from stages.models.finetuning import FinetuningSettings, finetune
-from stages.models.folders import load_policy, save_policy
+from stages.models.folders import load_policy, load_sampler, save_policy
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels, Scores
 from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
-from stages.text.dialogue import render_demonstration
+from stages.text.dialogue import render_demonstration, render_prompt
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
@@ -40,6 +40,8 @@ class RejectionSamplingSettings(Contract):
     temperature: float = Field(default=1.0, gt=0)
     """The paper found 1.2 to 1.3 best once RLHF has begun."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     """The safety score decides below this probability of being safe."""
     replay_demonstrations: float = Field(default=0.0, ge=0)
@@ -68,18 +70,21 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     """Sample K, score, choose the best, add the bag of earlier ones, fine-tune, save."""
     prompts, samples, scores = sample_and_score(config, work)
     scored = scored_rows(config, prompts, samples, scores)
-    best = demonstrations_of(scored)
-    bag = best + earlier_best(config, work, {row["demonstration_id"] for row in best})
+    best = [row for row in scored if row["best"]]
+    bag = best + earlier_best(config, work, {row["sample_id"] for row in best})
 
     policy, tokenizer = load_policy(work, config.start_from)
     replay = replayed(config, work, len(bag))
-    examples = answer_examples(bag + replay, tokenizer, config.finetuning.sequence_length)
+    longest = config.finetuning.sequence_length
+    examples = best_examples(bag, tokenizer, longest) + answer_examples(replay, tokenizer, longest)
     engine = finetune(policy, examples, config.finetuning, config.seed, work)
 
     return StageOutput(
         {
             "scored_samples": table_output(work, "scored_samples", "scored_samples", scored),
-            "demonstrations": table_output(work, "demonstrations", "demonstrations", bag),
+            "demonstrations": table_output(
+                work, "demonstrations", "demonstrations", demonstrations_of(bag)
+            ),
             "model": save_policy(work, "model", engine, policy.config, tokenizer),
         },
         {
@@ -96,7 +101,7 @@ def sample_and_score(
     config: Config, work: WorkDir
 ) -> tuple[list[dict[str, Any]], list[Sample], Scores]:
     """Prompts, and their K·N samples with scores; sample i belongs to prompt i // K."""
-    policy, tokenizer = load_policy(work, config.policy)
+    policy, tokenizer = load_sampler(work, config.policy, config.finetuning.engine)
     wanted = select_prompts(
         work.table(config.prompts, "prompts"),
         "train",
@@ -107,12 +112,13 @@ def sample_and_score(
     prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
     repeated = [t for t in tokens for _ in range(config.num_samples)]
     samples = sample_responses(
-        policy.to(work.rank.device),
+        policy,
         repeated,
         Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         tokenizer,
         seed_from(config.seed, config.version),
         work,
+        config.generation_batch_size,
     )
     del policy
     reward_models = RewardModels.load(
@@ -185,7 +191,7 @@ def scored_row(
     }
 
 
-def demonstrations_of(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def demonstrations_of(best: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best answers as demonstrations: earlier turns are context, the answer is learnt."""
     return [
         {
@@ -196,17 +202,16 @@ def demonstrations_of(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 {"role": "assistant", "content": row["response"], "loss": True},
             ],
         }
-        for row in scored
-        if row["best"]
+        for row in best
     ]
 
 
 def earlier_best(config: Config, work: WorkDir, present: set[str]) -> list[dict[str, Any]]:
-    """Best answers of the earlier iterations in the bag."""
+    """Best samples of the earlier iterations in the bag."""
     rows: list[dict[str, Any]] = []
     for ref in config.earlier_samples:
-        rows += demonstrations_of(work.table(ref, "scored_samples").to_pylist())
-    return [row for row in rows if row["demonstration_id"] not in present]
+        rows += work.table(ref, "scored_samples").to_pylist()
+    return [row for row in rows if row["best"] and row["sample_id"] not in present]
 
 
 def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any]]:
@@ -219,12 +224,30 @@ def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any
     return table.take(order).to_pylist()
 
 
+def best_examples(
+    best: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
+) -> list[Example]:
+    """The best samples that fit, by the ids that were drawn and scored.
+
+    Their text encoded anew can be another sequence of ids, which nobody scored (trap 16).
+    """
+    examples = []
+    for row in best:
+        prompt, response = render_prompt(row["messages"], tokenizer), row["response_tokens"]
+        loss_mask = [False] * len(prompt) + [True] * len(response)
+        examples.append(Example(prompt + response, loss_mask, row["sample_id"]))
+    return [example for example in examples if len(example.tokens) <= sequence_length]
+
+
 def answer_examples(
     rows: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
 ) -> list[Example]:
     """Rendered demonstrations that fit; a longer one could not have been sampled as a whole."""
-    rendered = [render_demonstration(row["messages"], tokenizer) for row in rows]
-    return [Example(r.tokens, r.loss_mask) for r in rendered if len(r.tokens) <= sequence_length]
+    examples = []
+    for row in rows:
+        rendered = render_demonstration(row["messages"], tokenizer)
+        examples.append(Example(rendered.tokens, rendered.loss_mask, row["demonstration_id"]))
+    return [example for example in examples if len(example.tokens) <= sequence_length]
 
 
 def sampling_metrics(

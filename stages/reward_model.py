@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
-from data_contracts.base import Contract, StageConfig
+from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.ratings import MARGINS, Domain
 from kernels.heads import RewardModel
@@ -33,13 +33,15 @@ from stages.models.pairs import (
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
+from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
+from stages.runtime.throughput import Meter
 
 VERSION = "1"
 
 
-class RewardModelSettings(Contract):
+class RewardModelSettings(CheckpointSettings):
     """The paper's settings for both reward models."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -158,18 +160,22 @@ def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) 
         num_steps, warmup_steps, config.learning_rate, config.final_learning_rate_ratio
     )
     engine = Engine(model, optimizer, schedule, config.engine, work.rank)
-    checkpointer = Checkpointer(work.checkpoints, work.rank)
-    first_step, _ = checkpointer.restore({"reward": engine})
-    for step in range(first_step, num_steps):
-        epoch, index = divmod(step, steps_per_epoch)
-        order = shuffled(len(pairs), config.seed, epoch)
-        chosen = order[index * config.global_batch_size : (index + 1) * config.global_batch_size]
-        batch = [pairs[i] for i in chosen]
-        stats = train_step(engine, batch, config, work)
-        work.track(step, {**stats, **engine.last_step.as_metrics("train")})
-        num_tokens = sum(p.num_tokens for p in batch)
-        work.progress(step + 1, num_steps, "step", loss=stats["train/loss"], tokens=num_tokens)
-        checkpointer.maybe_save(step + 1, {"reward": engine})
+    meter = Meter(config.engine.precision, work.rank)
+    with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
+        first_step, _ = checkpointer.restore({"reward": engine})
+        for step in range(first_step, num_steps):
+            epoch, index = divmod(step, steps_per_epoch)
+            order = shuffled(len(pairs), config.seed, epoch)
+            first = index * config.global_batch_size
+            batch = [pairs[i] for i in order[first : first + config.global_batch_size]]
+            with meter.step():
+                stats = train_step(engine, batch, config, work)
+            lengths = [len(side) for pair in batch for side in (pair.chosen, pair.rejected)]
+            speed = meter.training(model, lengths)
+            work.track(step, {**stats, **engine.last_step.as_metrics("train"), **speed})
+            loss, tokens = stats["train/loss"], sum(lengths)
+            work.progress(step + 1, num_steps, "step", loss=loss, tokens=tokens)
+            checkpointer.maybe_save(step + 1, {"reward": engine})
     return engine
 
 
@@ -184,7 +190,7 @@ def train_step(
         scores = engine(tokens, documents)
         ranking, auxiliary, num_correct = losses(scores, pairs, config)
         loss = (ranking + config.safety_auxiliary_weight * auxiliary) / len(batch)
-        engine.backward(loss, last=i == len(micro_batches) - 1)
+        engine.backward(loss, i == len(micro_batches) - 1, [p.id for p in pairs])
         totals += [loss.item(), ranking.item() / len(batch), num_correct / len(batch)]
     engine.step()
     loss, ranking, accuracy = (work.rank.sum(float(t)) for t in totals)

@@ -61,7 +61,7 @@ def rendered(
     for row in rows:
         example = render_demonstration(row["messages"], tokenizer)
         if len(example.tokens) <= config.sequence_length:
-            examples.append(Example(example.tokens, example.loss_mask))
+            examples.append(Example(example.tokens, example.loss_mask, row["demonstration_id"]))
         elif config.overlong == "error":
             raise UserError(
                 f"Demonstration {row['demonstration_id']} of source {row['source']} has "

@@ -23,7 +23,7 @@ from stages.tokenizer import TokenizerSettings
 SEQUENCE_LENGTH = 384
 REWARD_MODEL_TOKENS = 256
 """Four passes over every pair's tokens make the reward models the longest stages of this run."""
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 160
 NUM_BATCHES = 2
 
 
@@ -74,7 +74,7 @@ def recipe() -> Recipe:
         safety_rm=reward_model(),
         rejection_sampling=RejectionSamplingSettings(
             num_prompts={"helpfulness": 150, "safety": 150},
-            num_samples=4,
+            num_samples=6,
             max_new_tokens=MAX_NEW_TOKENS,
             overlong="drop",
             finetuning=FinetuningSettings(

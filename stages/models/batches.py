@@ -24,6 +24,8 @@ class Example:
 
     tokens: list[int]
     loss_mask: list[bool]
+    id: str = ""
+    """Of the row it was made from, to name it where training fails."""
 
     @property
     def num_loss_tokens(self) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
 
 Z_95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -22,6 +21,9 @@ class Difference:
 
 def wilson_interval(successes: float, num_trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion; half successes (ties) are welcome."""
+    # here, since it takes a second that `rlhf status` need not wait for
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(successes, num_trials, method="wilson")
     return cast(float, low), cast(float, high)
 

@@ -84,16 +84,23 @@ class BlockSampler:
 
     def block(self, index: int) -> np.ndarray:
         """Training sequence `index` of the run: sequence_length + 1 tokens."""
-        source = int(self._choices[index])
-        epoch, offset = divmod(int(self._position[index]), self._sizes[source])
-        order = self._order(source, epoch)
-        start = int(order[offset]) * self._length
+        source, start = self._place(index)
         return self._streams[source][start : start + self._length + 1]
+
+    def block_id(self, index: int) -> str:
+        """The source of that sequence and its first token there, e.g. "web:40960"."""
+        source, start = self._place(index)
+        return f"{self._names[source]}:{start}"
 
     def shares(self) -> dict[str, float]:
         """The share of sequences that each source really gets."""
         counts = np.bincount(self._choices, minlength=len(self._names))
         return {n: float(c) / len(self._choices) for n, c in zip(self._names, counts, strict=True)}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        source = int(self._choices[index])
+        epoch, offset = divmod(int(self._position[index]), self._sizes[source])
+        return source, int(self._order(source, epoch)[offset]) * self._length
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         if self._orders.get(source, (-1, None))[0] != epoch:

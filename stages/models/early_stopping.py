@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data_contracts.artifacts import file_names
+from data_contracts.durable import sync_file, sync_folder
 from kernels.hf_layout import save_causal
 from kernels.model import ModelConfig
 from stages.models.folders import CHECKPOINT_KIND, special_ids
@@ -58,20 +60,51 @@ def keep_best(
 ) -> None:
     """Write the policy's weights aside until the end of the run. All ranks call."""
     state = policy.full_state()
-    if work.rank.is_main:
-        folder = _folder(work, iteration)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_causal(folder, config, state, **special_ids(tokenizer))
-        tokenizer.copy_to(folder)
+    if not work.rank.is_main:
+        return
+    unfinished = _folder(work) / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_causal(unfinished, config, state, **special_ids(tokenizer))
+    tokenizer.copy_to(unfinished)
+    for name in file_names(unfinished):
+        sync_file(unfinished / name)
+    target = _folder(work) / f"{iteration:08d}"
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    sync_folder(_folder(work))
 
 
 def publish_best(work: WorkDir, stopping: EarlyStopping) -> tuple[Path, str]:
     """The best version as the stage's model."""
     folder = work.output("model")
     if work.rank.is_main:
-        shutil.copytree(_folder(work, stopping.best_iteration), folder, dirs_exist_ok=True)
+        best = _folder(work) / f"{stopping.best_iteration:08d}"
+        shutil.copytree(best, folder, dirs_exist_ok=True)
     return folder, CHECKPOINT_KIND
 
 
-def _folder(work: WorkDir, iteration: int) -> Path:
-    return work.checkpoints / f"best-{iteration:05d}"
+def forget_bests_after(work: WorkDir, iteration: int) -> None:
+    """Remove what a run that was interrupted later than it saved will find again, or not."""
+    if work.rank.is_main:
+        for kept in _kept(work):
+            if kept > iteration:
+                shutil.rmtree(_folder(work) / f"{kept:08d}")
+
+
+def forget_older_bests(work: WorkDir, checkpoints: Sequence[int]) -> None:
+    """Remove what neither this run nor a resume from one of these iterations can publish."""
+    if work.rank.is_main and checkpoints:
+        kept = _kept(work)
+        oldest_needed = max((best for best in kept if best <= min(checkpoints)), default=0)
+        for best in kept:
+            if best < oldest_needed:
+                shutil.rmtree(_folder(work) / f"{best:08d}")
+
+
+def _kept(work: WorkDir) -> list[int]:
+    return [int(path.name) for path in _folder(work).glob("[0-9]*")]
+
+
+def _folder(work: WorkDir) -> Path:
+    return work.checkpoints / "best"

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from data_contracts.base import Contract
 from kernels.model import CausalLM
 from stages.models.batches import Example, collate, share_of_rank, shuffled
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
+from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import WorkDir
+from stages.runtime.throughput import Meter
 from stages.text.packing import pack
 
 
-class FinetuningSettings(Contract):
+class FinetuningSettings(CheckpointSettings):
     """The paper's SFT settings (§3.1)."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -85,15 +86,18 @@ def finetune(
         epochs.num_steps, warmup_steps, settings.learning_rate, settings.final_learning_rate_ratio
     )
     engine = Engine(model, settings.optimizer(), schedule, settings.engine, work.rank)
-    checkpointer = Checkpointer(work.checkpoints, work.rank)
-    first_step, _ = checkpointer.restore({"policy": engine})
-    for step in range(first_step, epochs.num_steps):
-        batch = epochs.batch(step)
-        loss = train_step(engine, batch, settings.micro_batch_size, work)
-        num_tokens = sum(len(e.tokens) for sequence in batch for e in sequence)
-        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
-        work.progress(step + 1, epochs.num_steps, "step", loss=loss, tokens=num_tokens)
-        checkpointer.maybe_save(step + 1, {"policy": engine})
+    meter = Meter(settings.engine.precision, work.rank)
+    with Checkpointer(work.checkpoints, work.rank, settings) as checkpointer:
+        first_step, _ = checkpointer.restore({"policy": engine})
+        for step in range(first_step, epochs.num_steps):
+            batch = epochs.batch(step)
+            with meter.step():
+                loss = train_step(engine, batch, settings.micro_batch_size, work)
+            lengths = [len(e.tokens) for sequence in batch for e in sequence]
+            stats = engine.last_step.as_metrics("train") | meter.training(model, lengths)
+            work.track(step, {"train/loss": loss, **stats})
+            work.progress(step + 1, epochs.num_steps, "step", loss=loss, tokens=sum(lengths))
+            checkpointer.maybe_save(step + 1, {"policy": engine})
     return engine
 
 
@@ -105,10 +109,11 @@ def train_step(
     micro_batches = share_of_rank(batch, work.rank, micro_batch_size)
     total = 0.0
     for i, sequences in enumerate(micro_batches):
-        flat = collate([e for sequence in sequences for e in sequence], work.rank.device)
+        examples = [e for sequence in sequences for e in sequence]
+        flat = collate(examples, work.rank.device)
         loss = engine(flat.tokens, flat.documents, flat.rows, flat.targets)
         loss = loss / max(num_loss_tokens, 1)
-        engine.backward(loss, last=i == len(micro_batches) - 1)
+        engine.backward(loss, i == len(micro_batches) - 1, [e.id for e in examples])
         total += loss.item()
     engine.step()
     return work.rank.sum(total)

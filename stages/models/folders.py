@@ -4,6 +4,7 @@ Every model artifact is a folder that transformers, vLLM and lm-eval load as it 
 folder that they wrote (safetensors, `config.json`, `tokenizer.model`) is accepted here.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,7 +13,8 @@ from data_contracts.errors import UserError
 from kernels.heads import RewardModel
 from kernels.hf_layout import load_causal, load_reward, save_causal, save_reward
 from kernels.model import CausalLM, ModelConfig
-from stages.runtime.engine import Engine
+from stages.runtime.engine import Engine, EngineSettings
+from stages.runtime.modules import to_bf16
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
 
@@ -44,6 +46,16 @@ def load_policy_folder(folder: Path) -> tuple[CausalLM, Tokenizer]:
     return model, tokenizer
 
 
+def load_sampler(
+    work: WorkDir, model: ArtifactRef, engine: EngineSettings
+) -> tuple[CausalLM, Tokenizer]:
+    """As `load_policy`, whole on this rank's device, in the precision that models train in."""
+    policy, tokenizer = load_policy(work, model)
+    if engine.precision == "bf16":
+        to_bf16(policy)
+    return policy.to(work.rank.device), tokenizer
+
+
 def load_scorer(work: WorkDir, model: ArtifactRef) -> RewardModel:
     """The reward model of one model artifact, in fp32 on the CPU."""
     folder = work.input(model)
@@ -57,22 +69,28 @@ def save_policy(
     work: WorkDir, role: str, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[Path, str]:
     """Write the engine's weights as output `role`; every rank calls, rank 0 writes."""
-    state = engine.full_state()
-    folder = work.output(role)
-    if work.rank.is_main:
-        save_causal(folder, config, state, **special_ids(tokenizer))
-        tokenizer.copy_to(folder)
-    return folder, CHECKPOINT_KIND
+    return _save(save_causal, work, role, engine, config, tokenizer)
 
 
 def save_scorer(
     work: WorkDir, role: str, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[Path, str]:
     """Write a reward model (`LlamaForSequenceClassification` with one label) as output `role`."""
+    return _save(save_reward, work, role, engine, config, tokenizer)
+
+
+def _save(
+    write: Callable[..., None],
+    work: WorkDir,
+    role: str,
+    engine: Engine,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+) -> tuple[Path, str]:
     state = engine.full_state()
     folder = work.output(role)
     if work.rank.is_main:
-        save_reward(folder, config, state, **special_ids(tokenizer))
+        write(folder, config, state, **special_ids(tokenizer))
         tokenizer.copy_to(folder)
     return folder, CHECKPOINT_KIND
 

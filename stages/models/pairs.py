@@ -27,11 +27,8 @@ class Pair:
     rejected: list[int]
     rating: Rating | None
     safety_label: SafetyLabel | None
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of both sides."""
-        return len(self.chosen) + len(self.rejected)
+    id: str = ""
+    """Of the preference, to name it where training fails."""
 
 
 def render_pairs(
@@ -64,6 +61,7 @@ def render_pairs(
                 rejected,
                 Rating(row["rating"]) if row["rating"] else None,
                 SafetyLabel(row["safety_label"]) if row["safety_label"] else None,
+                row["preference_id"],
             )
         )
     return pairs

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data_contracts.artifacts import ArtifactRef
 from kernels.attention import Documents
+from kernels.masking import whiten_by_group
 from kernels.ppo import gated_reward, safety_gate
 from stages.models.folders import load_scorer
 from stages.models.scoring import score_sequences
@@ -61,3 +62,14 @@ class RewardModels:
         reward = gated_reward(helpfulness, safety, is_safety, self.gate_threshold)
         gated = safety_gate(safety, is_safety, self.gate_threshold) & ~is_safety
         return Scores(helpfulness, safety, reward, gated)
+
+
+def whitened(reward: Tensor, group: Tensor, finished: Tensor, unfinished_score: float) -> Tensor:
+    """R̃_c (N,): whiten(logit(R_c)) within each group (N,) bool; scores are logits already.
+
+    A response that was cut off takes no part in whitening and gets the fixed score (trap 7).
+    """
+    scores = torch.full_like(reward, unfinished_score)
+    if finished.any():
+        scores[finished] = whiten_by_group(reward[finished], group[finished].long())
+    return scores

@@ -20,6 +20,7 @@ from data_contracts.tables import CONTRACTS
 from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import Example, LossBatch, by_token_budget, collate
+from stages.models.prompts import Prompts
 from stages.models.sampling import sample_responses
 from stages.runtime.distributed import Rank
 from stages.runtime.stage import WorkDir
@@ -36,6 +37,8 @@ class Trajectory:
     prompt: list[int]
     response: list[int]
     finished: bool
+    prompt_id: str = ""
+    """To name it where training fails."""
 
     @property
     def tokens(self) -> list[int]:
@@ -76,16 +79,19 @@ class Rollouts:
 
 def sample_trajectories(
     model: CausalLM,
-    prompts: Sequence[list[int]],
+    prompts: Prompts,
     sampling: Sampling,
     tokenizer: Tokenizer,
     seed: int,
     work: WorkDir,
+    batch_size: int,
 ) -> list[Trajectory]:
-    """One response to each prompt, in order, on every rank."""
-    samples = sample_responses(model, prompts, sampling, tokenizer, seed, work)
-    pairs = zip(prompts, samples, strict=True)
-    return [Trajectory(prompt, s.tokens, s.finished) for prompt, s in pairs]
+    """One response to each prompt, in order, on every rank; `batch_size` of them side by side."""
+    samples = sample_responses(model, prompts.tokens, sampling, tokenizer, seed, work, batch_size)
+    return [
+        Trajectory(tokens, sample.tokens, sample.finished, row["prompt_id"])
+        for row, tokens, sample in zip(prompts.rows, prompts.tokens, samples, strict=True)
+    ]
 
 
 def response_logprobs(
@@ -165,15 +171,30 @@ def keep_rollouts(
 ) -> None:
     """Write an iteration's rollouts beside the checkpoints, so that a resumed run has them all."""
     if work.rank.is_main:
-        folder = work.checkpoints / "rollouts"
-        folder.mkdir(parents=True, exist_ok=True)
+        _folder(work).mkdir(parents=True, exist_ok=True)
         rows = rollout_rows(iteration, prompts, rollouts)
-        write_table(folder / f"iteration-{iteration:05d}.parquet", rows, CONTRACTS["rollouts"])
+        write_table(_file(work, iteration), rows, CONTRACTS["rollouts"])
+
+
+def forget_rollouts_from(work: WorkDir, iteration: int) -> None:
+    """Remove those of iterations that a resumed run makes again, or never comes to."""
+    if work.rank.is_main:
+        for path in _folder(work).glob("*.parquet"):
+            if path >= _file(work, iteration):
+                path.unlink()
 
 
 def publish_rollouts(work: WorkDir) -> tuple[Path, str]:
     """All iterations' rollouts as one artifact."""
     folder = work.output("rollouts")
     if work.rank.is_main:
-        shutil.copytree(work.checkpoints / "rollouts", folder, dirs_exist_ok=True)
+        shutil.copytree(_folder(work), folder, dirs_exist_ok=True)
     return folder, CONTRACTS["rollouts"].kind
+
+
+def _file(work: WorkDir, iteration: int) -> Path:
+    return _folder(work) / f"iteration-{iteration:05d}.parquet"
+
+
+def _folder(work: WorkDir) -> Path:
+    return work.checkpoints / "rollouts"

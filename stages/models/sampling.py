@@ -60,21 +60,25 @@ def sample_responses(
     tokenizer: Tokenizer,
     seed: int,
     work: WorkDir,
+    batch_size: int,
     label: str = "sample",
 ) -> list[Sample]:
     """One response to each prompt, in order, on every rank.
 
-    Each rank generates every world_size-th prompt with a seed of its own and all gather the
-    results: ranks may finish at different times, since nothing collective runs inside.
+    Each rank generates every world_size-th prompt and all gather the results: ranks may finish at
+    different times, since nothing collective runs inside. However many there are, a prompt's
+    response rests on the same random numbers. `batch_size` of them are written side by side.
     """
     rank = work.rank
-    mine = list(prompts[rank.index :: rank.world_size])
+    places = range(rank.index, len(prompts), rank.world_size)
     out = generate(
         model,
-        mine,
+        [prompts[i] for i in places],
         sampling,
         eos_id=tokenizer.eos_id,
-        seed=seed * rank.world_size + rank.index,
+        seed=seed,
+        places=places,
+        max_batch_size=batch_size,
         on_progress=lambda done, total: work.progress(done, total, label),
     )
     own = [

@@ -6,7 +6,6 @@ work/<key>/attempt-1/   config.json  attempt.json  metrics.jsonl  progress.json
            checkpoints/ shared: the next attempt resumes from them
 """
 
-import errno
 import json
 import logging
 import os
@@ -90,17 +89,6 @@ def abandon_attempt(attempt: Path, rank_index: int, error: BaseException) -> Non
 def clear_outputs(attempt: Path) -> None:
     """Remove the folders that outputs are written to before they are published."""
     shutil.rmtree(attempt / "outputs", ignore_errors=True)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error is, or comes from, a full disk or a used-up quota."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors and pyarrow report it in their own exceptions, by the system's words.
-    if os.strerror(errno.ENOSPC) in str(error):
-        return True
-    origin = error.__cause__ or error.__context__
-    return origin is not None and is_disk_full(origin)
 
 
 def first_failure(attempt: Path) -> Failure | None:

@@ -1,11 +1,13 @@
 """Checkpoints to resume from: written whole or not at all, checked before use, few kept.
 
-    checkpoints/step-00000100/policy/rank-00000.pt      weights and optimizer state of one rank
-                              random-00000.pt           its random generators
-                              state.json                step and the caller's own small state
-                              manifest.json             sha256 of every file, written last
+    checkpoints/step-00000100/policy/rank-00000.safetensors   pieces of weights and optimizer state
+                              random-00000.pt                 one rank's random generators
+                              state.json                      steps, counters, the caller's state
+                              manifest.json                   sha256 of every file, written last
 
-Nothing here unpickles: torch.load runs with weights_only=True.
+Any number of ranks at any ZeRO stage resumes from what any other has written; as many ranks at the
+same stage go on bit by bit. The training waits for a copy in host memory only: a thread writes it,
+tells the other ranks', and a checkpoint without its manifest does not exist.
 """
 
 import json
@@ -13,19 +15,25 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 
-from data_contracts.artifacts import file_names, hash_file
+from data_contracts.artifacts import hash_all, hash_file
 from data_contracts.durable import disk_error, sync_file, sync_folder, write_durably
 from data_contracts.errors import UserError
 from stages.runtime.determinism import random_states, restore_random_states
 from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine
+from stages.runtime.host_copies import HostCopies
+from stages.runtime.settings import CheckpointSettings
+from stages.runtime.tensor_files import PieceReader, write_pieces
 
 LOG = logging.getLogger(__name__)
+_FORMAT = "fragments-1"
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _UNFINISHED = ".unfinished-"
@@ -38,23 +46,59 @@ class Resumed(NamedTuple):
     extra: dict[str, Any]
 
 
-class Checkpointer:
-    """Checkpoints of one stage's engines in one folder. All ranks make the same calls."""
+class _Content(NamedTuple):
+    """What one rank writes of one checkpoint; nothing in it changes while the training goes on."""
 
-    def __init__(self, folder: Path, rank: Rank, every_steps: int = 100, keep: int = 2) -> None:
-        """`keep` newest stay: should the newest be torn, the one before it is used."""
+    step: int
+    pieces: dict[str, dict[str, torch.Tensor]]
+    random: dict[str, Any]
+    state: dict[str, Any]
+
+
+class Checkpointer:
+    """Checkpoints of one stage's engines in one folder. All ranks make the same calls.
+
+    To be used in a `with` block, whose end waits for what is still being written. A checkpoint that
+    could not be written raises UserError at one of the next calls; the older ones stay.
+    """
+
+    def __init__(
+        self, folder: Path, rank: Rank, settings: CheckpointSettings | None = None
+    ) -> None:
         self._folder = folder
         self._rank = rank
-        self._every_steps = every_steps
-        self._keep = keep
+        self._settings = settings or CheckpointSettings()
+        self._channel = rank.beside()
+        self._copies = HostCopies()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as unwritten:
+            if error is None:
+                raise
+            LOG.warning("The last checkpoint could not be written: %s", unwritten)
+        finally:
+            self._writer.shutdown()
 
     def restore(self, engines: Mapping[str, Engine]) -> Resumed:
         """Load the newest whole checkpoint into the engines and the random generators.
 
-        A torn one is passed over with a message. Raises UserError when the checkpoint was written
-        by another number of ranks or another ZeRO stage.
+        A torn one is removed with a message, and the one before it is used.
         """
-        for name in self._rank.broadcast_object(self._newest_first()):
+        self.wait()
+        names = self._tidied() if self._rank.is_main else []
+        for name in self._rank.broadcast_object(names):
             folder = self._folder / name
             problems = [p for p in self._rank.gather_objects(_problem(folder, self._rank)) if p]
             if not problems:
@@ -63,16 +107,19 @@ class Checkpointer:
                 LOG.warning(
                     "Checkpoint %s is not whole (%s): trying the one before", folder, problems[0]
                 )
+                shutil.rmtree(folder)  # or it would count as one of those to keep
         return Resumed(0, {})
 
     def maybe_save(
         self, step: int, engines: Mapping[str, Engine], extra: Mapping[str, Any] | None = None
     ) -> bool:
-        """Save after every `every_steps` steps; `step` counts the steps that are done.
+        """Save after every `checkpoint_every` steps; `step` counts the steps that are done.
 
-        `extra` is JSON: controllers, sampler positions, running statistics of rank 0.
+        `extra` is JSON: controllers, running statistics of rank 0.
         """
-        if step % self._every_steps:
+        if self._pending is not None and self._pending.done():
+            self.wait()
+        if step % self._settings.checkpoint_every:
             return False
         self.save(step, engines, extra)
         return True
@@ -80,92 +127,128 @@ class Checkpointer:
     def save(
         self, step: int, engines: Mapping[str, Engine], extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Save now. Raises UserError when the disk is full; the older checkpoints stay."""
-        unfinished = self._folder / f"{_UNFINISHED}{step:08d}"
+        """Save now: returns once the state is copied, and a thread writes the copy."""
+        self.wait()
+        pieces = {name: engine.pieces() for name, engine in engines.items()}
+        content = _Content(
+            step,
+            self._copies.of(pieces),
+            random_states(),
+            {
+                "step": step,
+                "engines": {name: engine.counters() for name, engine in engines.items()},
+                "extra": json.loads(json.dumps(dict(extra or {}))),
+            },
+        )
+        self._pending = self._writer.submit(self._write, content)
+
+    def wait(self) -> None:
+        """Until what is being written is on the disk. Raises UserError when it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints on the disk, oldest first."""
+        return [int(name.removeprefix("step-")) for name in reversed(self._newest_first())]
+
+    def _write(self, content: _Content) -> None:
+        """In the thread: this rank's files, then together with the other ranks the manifest."""
+        unfinished = self._folder / f"{_UNFINISHED}{content.step:08d}"
+        digests, problem = {}, None
         try:
-            self._write(unfinished, step, engines, extra or {})
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)  # whoever explains this needs some space
-            raise disk_error("write the checkpoint", unfinished, error) from error
-
-    def _write(
-        self, unfinished: Path, step: int, engines: Mapping[str, Engine], extra: Mapping[str, Any]
-    ) -> None:
+            digests = _write_files(unfinished, content, self._rank)
+        except Exception as error:  # whatever it is, the other ranks must not wait
+            problem = _explained(unfinished, error)
+        shares = self._channel.gather_objects((digests, problem))
+        problem = next((p for _, p in shares if p), None)
         if self._rank.is_main:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            for name in engines:
-                (unfinished / name).mkdir(parents=True)
-        self._rank.barrier()
-        for name, engine in engines.items():
-            engine.save(unfinished / name)
-        with (unfinished / _random_file(self._rank)).open("wb") as file:
-            torch.save(random_states(), file)
-        if self._rank.is_main:
-            state = {"step": step, "world_size": self._rank.world_size, "extra": dict(extra)}
-            (unfinished / _STATE).write_text(json.dumps(state))
-        shares = self._rank.gather_objects(_hashed(unfinished, self._rank))
-        if self._rank.is_main:
-            self._finish(
-                unfinished, step, {name: d for share in shares for name, d in share.items()}
+            problem = problem or self._finish(
+                unfinished, content.step, {n: d for share, _ in shares for n, d in share.items()}
             )
-        self._rank.barrier()
+            if problem:
+                shutil.rmtree(unfinished, ignore_errors=True)  # explaining it needs some space
+        problem = self._channel.broadcast_object(problem)
+        if problem:
+            raise problem
 
-    def _finish(self, unfinished: Path, step: int, digests: dict[str, str]) -> None:
-        write_durably(unfinished / _MANIFEST, json.dumps(digests, indent=1).encode())
-        target = self._folder / f"step-{step:08d}"
-        shutil.rmtree(target, ignore_errors=True)  # of an older attempt, past a torn newest
-        os.replace(unfinished, target)
-        sync_folder(self._folder)
-        for name in self._newest_first()[self._keep :]:
-            shutil.rmtree(self._folder / name)
+    def _finish(self, unfinished: Path, step: int, digests: dict[str, str]) -> UserError | None:
+        manifest = {"format": _FORMAT, "files": digests}
+        try:
+            write_durably(unfinished / _MANIFEST, json.dumps(manifest, indent=1).encode())
+            target = self._folder / f"step-{step:08d}"
+            shutil.rmtree(target, ignore_errors=True)  # of an attempt that went further
+            os.replace(unfinished, target)
+            sync_folder(self._folder)
+            for name in self._newest_first()[self._settings.keep_checkpoints :]:
+                shutil.rmtree(self._folder / name)
+        except Exception as error:
+            return _explained(unfinished, error)
+        return None
+
+    def _tidied(self) -> list[str]:
+        """The newest first, and nothing left of one that a kill interrupted."""
         for leftover in self._folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(leftover)
+        return self._newest_first()
 
     def _newest_first(self) -> list[str]:
         return sorted((p.name for p in self._folder.glob("step-*")), reverse=True)
 
     def _load(self, folder: Path, engines: Mapping[str, Engine]) -> Resumed:
         state = json.loads((folder / _STATE).read_text())
-        if state["world_size"] != self._rank.world_size:
-            raise UserError(
-                f"{folder} was saved by {state['world_size']} ranks, this run has "
-                f"{self._rank.world_size}",
-                f"Resume with as many ranks, or remove {self._folder} to start over",
-            )
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, engine in engines.items():
-            engine.load(folder / name)
-        random = torch.load(folder / _random_file(self._rank), weights_only=True)
-        restore_random_states(random)
+            own = [folder / file for file in files if Path(file).parent == Path(name)]
+            with PieceReader(own) as saved:
+                engine.restore(saved, state["engines"][name])
+        generators = sorted(file for file in files if file.startswith("random-"))
+        # More ranks than there were begin as one of those: all had the same seed.
+        own_generators = folder / generators[self._rank.index % len(generators)]
+        restore_random_states(torch.load(own_generators, weights_only=True))
         if self._rank.is_main:
             LOG.info("Resuming after step %d from %s", state["step"], folder)
         return Resumed(state["step"], state["extra"])
 
 
-def _random_file(rank: Rank) -> str:
-    return f"random-{rank.index:05d}.pt"
+def _explained(unfinished: Path, error: Exception) -> UserError:
+    """What the training is told at its next call."""
+    if isinstance(error, OSError):
+        return disk_error("write the checkpoint", unfinished, error)
+    LOG.error("Writing %s failed", unfinished, exc_info=error)
+    problem = f"Cannot write the checkpoint {unfinished}: {type(error).__name__}: {error}"
+    return UserError(problem, "See the log; the older checkpoints are whole")
 
 
-def _own_files(names: list[str], rank: Rank) -> list[str]:
-    """The files this rank wrote and reads; what carries no rank's number is rank 0's."""
-    own = f"-{rank.index:05d}.pt"
-    return [n for n in names if n.endswith(own) or (rank.is_main and not n.endswith(".pt"))]
-
-
-def _hashed(folder: Path, rank: Rank) -> dict[str, str]:
-    """sha256 by relative path of this rank's files, which are on the disk when this returns."""
-    names = _own_files(file_names(folder), rank)
-    for name in names:
-        sync_file(folder / name)
-    return {name: hash_file(folder / name) for name in names}
+def _write_files(folder: Path, content: _Content, rank: Rank) -> dict[str, str]:
+    """This rank's files, flushed to the disk; their sha256 by relative path."""
+    digests = {}
+    for name, pieces in content.pieces.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        file_name = f"{name}/rank-{rank.index:05d}.safetensors"
+        digests[file_name] = write_pieces(folder / file_name, pieces)
+    others = [f"random-{rank.index:05d}.pt"]
+    with (folder / others[0]).open("wb") as file:
+        torch.save(content.random, file)
+    if rank.is_main:
+        others.append(_STATE)
+        (folder / _STATE).write_text(json.dumps(content.state))
+    for file_name in others:
+        sync_file(folder / file_name)
+        digests[file_name] = hash_file(folder / file_name)
+    return digests
 
 
 def _problem(folder: Path, rank: Rank) -> str:
-    """What is wrong with this rank's part of a checkpoint, or ""."""
+    """What is wrong with the files of a checkpoint that this rank checks, or ""."""
     try:
-        digests = json.loads((folder / _MANIFEST).read_text())
-        for name in _own_files(list(digests), rank):
-            if hash_file(folder / name) != digests[name]:
-                return f"{name} is not the file that was written"
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest.get("format") != _FORMAT:
+            return f"its format is {manifest.get('format')}, not {_FORMAT}"
+        digests = manifest["files"]
+        names = sorted(digests)[rank.index :: rank.world_size]
+        found = hash_all(names, lambda name: hash_file(folder / name))
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    return ""
+    damaged = [name for name in names if found[name] != digests[name]]
+    return f"{damaged[0]} is not the file that was written" if damaged else ""

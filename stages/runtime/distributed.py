@@ -6,7 +6,7 @@ process, so that DeepSpeed finds what it needs and nothing listens on a port.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
@@ -30,6 +30,8 @@ class Rank:
     local_index: int
     """Position among the ranks of the same machine."""
     device: torch.device
+    group: dist.ProcessGroup | None = None
+    """The channel they talk over; None is torch's default."""
 
     @property
     def is_main(self) -> bool:
@@ -55,7 +57,7 @@ class Rank:
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.group, device=self.device)
         return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
@@ -63,13 +65,20 @@ class Rank:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def beside(self) -> "Rank":
+        """The same ranks over a channel of their own, for one thread beside the training."""
+        if self.world_size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return replace(self, device=torch.device("cpu"), group=group)
 
     def _scalar(self, value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -77,7 +86,7 @@ class Rank:
     def _reduced(self, value: torch.Tensor, operation: Any) -> torch.Tensor:
         reduced = value.detach().clone()
         if self.world_size > 1:
-            dist.all_reduce(reduced, op=operation)
+            dist.all_reduce(reduced, op=operation, group=self.group)
         return reduced
 
 

@@ -7,26 +7,39 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from data_contracts.base import Contract
-from data_contracts.errors import UserError
 from stages.runtime.distributed import Rank
 
 _NOT_IN_KEY: dict[str, Any] = {"in_key": False}
-_BUCKET_ELEMENTS = 50_000_000
+BUCKET_ELEMENTS = 50_000_000
 """Elements per collective; DeepSpeed's 500M would be 2 GB of buffer for any model."""
 _PERSISTENT_ELEMENTS = 100_000
 """ZeRO-3 keeps parameters below this size on every rank (norms): gathering them costs latency."""
 
 
+class AdamSettings(Contract):
+    """AdamW's constants as in §2.2, where libraries differ in value and place (trap 23)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Added outside the square root."""
+
+
 class EngineSettings(Contract):
-    """How a model is trained. Only the precision changes the result beyond rounding."""
+    """How a model is trained. Precision and Adam alone change the result beyond rounding."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=_NOT_IN_KEY)
     """Shard nothing, optimizer state, gradients as well, weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    adam: AdamSettings = AdamSettings()
     activation_checkpointing: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
     """Recompute each block's activations in the backward pass."""
     offload_optimizer: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
     """Keep optimizer state and its step in host memory."""
+    max_skipped_in_a_row: int = Field(default=3, ge=0, json_schema_extra=_NOT_IN_KEY)
+    """Steps whose loss or gradient is not finite are skipped; one more in a row ends training."""
+    max_skipped_steps: int = Field(default=20, ge=0, json_schema_extra=_NOT_IN_KEY)
+    """The same for skipped steps in all."""
 
     @model_validator(mode="after")
     def _check(self) -> "EngineSettings":
@@ -35,15 +48,20 @@ class EngineSettings(Contract):
         return self
 
 
+class CheckpointSettings(Contract):
+    """When a stage saves what it would resume from; part of the settings of stages that train."""
+
+    checkpoint_every: int = Field(default=100, gt=0, json_schema_extra=_NOT_IN_KEY)
+    """Optimizer steps (PPO: iterations) from one checkpoint to the next."""
+    keep_checkpoints: int = Field(default=2, gt=0, json_schema_extra=_NOT_IN_KEY)
+    """How many of the newest stay: should one be torn, the one before it is used."""
+
+
 class OptimizerSettings(Contract):
-    """AdamW as in §2.2."""
+    """What a stage asks of AdamW; its constants are the engine's."""
 
     learning_rate: float
     """The schedule's peak, recorded here; the schedule itself says what each step uses."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-5
-    """Added outside the square root."""
     weight_decay: float = 0.1
     """Not applied to vectors (norms)."""
     gradient_clipping: float = 1.0
@@ -56,24 +74,17 @@ class StepStats:
 
     learning_rate: float
     gradient_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; not finite when the step was skipped."""
+    num_skipped: int
+    """Steps skipped so far because their loss or gradient was not finite."""
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
         """For `WorkDir.track`, e.g. train/learning_rate."""
         return {
             f"{prefix}/learning_rate": self.learning_rate,
             f"{prefix}/gradient_norm": self.gradient_norm,
+            f"{prefix}/skipped_steps": float(self.num_skipped),
         }
-
-
-class DivergedError(UserError):
-    """The gradient is not a number, or infinite. Nothing of it is saved: training ends here."""
-
-    def __init__(self, num_steps: int, gradient_norm: float) -> None:
-        super().__init__(
-            f"Training diverged: the gradient's norm is {gradient_norm} after {num_steps} steps",
-            "Lower learning_rate, lengthen the warm-up or lower gradient_clipping",
-        )
 
 
 def effective_stage(settings: EngineSettings, rank: Rank) -> int:
@@ -88,7 +99,7 @@ def deepspeed_config(
     settings: EngineSettings, stage: int, clipping: float, module: nn.Module
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; its batch sizes are placeholders, it only ever divides by one."""
-    bucket = min(_BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
+    bucket = min(BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -6,7 +6,6 @@ Three ways lead here and agree on what is done, because they ask the same store:
 
 import argparse
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -25,7 +24,7 @@ from pydantic import ValidationError
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
-from data_contracts.durable import disk_error
+from data_contracts.durable import disk_error, disk_full, is_disk_full
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.provenance import code_digest, git_commit, package_versions
@@ -288,11 +287,10 @@ def _disk_errors_explained(attempt: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
-        if not attempts.is_disk_full(error):
+    except Exception as error:  # of whatever class the library has for it; all others go on
+        if not is_disk_full(error):
             raise
-        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise disk_error("write below", attempt.parent, cause) from error
+        raise disk_full("write below", attempt.parent) from error
 
 
 @contextlib.contextmanager

@@ -38,8 +38,8 @@ def test_parents_children_inputs_params_metrics_and_models(
     new_walk: NewWalk, small: Recipe
 ) -> None:
     walk = new_walk(small, tracked=True)
-    results = {r.node.id.name: r.manifest for r in walk_all(walk)}
-    walk.tracker.close_all()
+    with walk.tracker:
+        results = {r.node.id.name: r.manifest for r in walk_all(walk)}
     assert not walk.tracker.broken
 
     runs = all_runs(walk)

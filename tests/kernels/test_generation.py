@@ -73,11 +73,21 @@ def test_a_response_does_not_depend_on_its_batch(model, top_p):
     assert other_seed.responses != together.responses
 
 
+def test_a_response_does_not_depend_on_how_ranks_share_the_prompts(model):
+    prompts = random_prompts(64)
+    whole = generate(model, prompts, Sampling(12), eos_id=EOS, seed=3)
+    for rank in range(3):
+        places = range(rank, len(prompts), 3)
+        share = [prompts[i] for i in places]
+        out = generate(model, share, Sampling(12), eos_id=EOS, seed=3, places=places)
+        assert out.responses == whole.responses[rank::3]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.85, 1.0])
 def test_dropping_finished_rows_changes_nothing(model, share, monkeypatch):
     prompts = random_prompts(64)
     expected = generate(model, prompts, Sampling(16), eos_id=EOS, seed=1, max_batch_size=1)
-    monkeypatch.setattr(generation, "_DROP_BELOW", share)
+    monkeypatch.setattr(generation, "DROP_BELOW", share)
     out = generate(model, prompts, Sampling(16), eos_id=EOS, seed=1)
     assert out.responses == expected.responses
 

@@ -1,118 +1,108 @@
 """Trap 13: a batch's loss is the mean of its micro-batches' means, so that a token weighs more the
 shorter its micro-batch is.
 
-Ten tokens of loss 1 and ninety of loss 2 average 1.9, and 1.5 by the mean of means. The checks
-hold for the output layer's cross-entropy, the policy's, the value's and the ranking loss, for
-every cut of the batch into micro-batches or ranks, an empty one included.
+When it bites: ten tokens of loss 1 and ninety of loss 2 average 1.5 and not 1.9; gradients change
+with the number of GPUs, and long answers are under-trained.
 
-Planted, and caught by the check below:
-- the mean of the micro-batches' means;
-- sums divided by the tokens of an average micro-batch, not by those of the batch;
-- the mean over the responses of their means.
+The gradients of every training stage are compared with those of the whole batch at once, for many
+cuts into micro-batches, an order that mixes lengths, and two real ranks with unequal shares.
+
+Seen to fail with each of these planted in the product:
+- a micro-batch's mean, divided by the number of micro-batches;
+- the sum divided by the tokens of an average micro-batch, or of this rank's share;
+- the mean over responses of their means, or the sum over tokens divided by responses;
+- DeepSpeed's own division by the accumulation steps, or by the ranks;
+- the batch's tokens counted with the prompts', or with the padding's sequence length;
+- the last, smaller micro-batch left out, or counted as a full one;
+- gradients of a rank's first micro-batch forgotten, or exchanged at every micro-batch;
+- advantages of other tokens than the log-probs', where the order is not the batch's.
 """
 
-import itertools
-
+import plain_llama
 import pytest
 import torch
+from trap_models import causal_lm, reward_model
+from trap_ppo import bench, engine, plain_policy_gradients, split, work_dir
+from trap_steps import STEPS, sequences
 
-from kernels.cross_entropy import linear_cross_entropy_sum
-from kernels.losses import ranking_loss
-from kernels.ppo import policy_loss, value_loss
-
-LENGTHS = [1, 9, 2, 4, 16]
-NUM_TOKENS = sum(LENGTHS)
-CUTS = [[5], [1, 4], [2, 3], [4, 1], [1, 1, 1, 1, 1], [2, 0, 3], [0, 5]]
-"""Responses in each micro-batch."""
-
-GENERATOR = torch.Generator().manual_seed(0)
-FEATURES = torch.randn(NUM_TOKENS, 6, dtype=torch.float64, generator=GENERATOR)
-TARGETS = torch.randint(7, (NUM_TOKENS,), generator=GENERATOR)
-OTHERS, MORE = torch.randn(2, NUM_TOKENS, dtype=torch.float64, generator=GENERATOR)
-WEIGHT = torch.randn(7, 6, dtype=torch.float64, generator=GENERATOR)
+SIZES = [1, 2, 3, 5, 6]
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def cross_entropy_sum(weight, tokens):
-    return linear_cross_entropy_sum(FEATURES[tokens], weight, TARGETS[tokens])
+def model_of(stage):
+    return reward_model(6) if stage == "reward" else causal_lm(6)
 
 
-def policy_sum(weight, tokens):
-    return policy_loss(FEATURES[tokens] @ weight[0], OTHERS[tokens], MORE[tokens]).loss.sum()
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, **(tolerance or CLOSE))
 
 
-def value_sum(weight, tokens):
-    return value_loss(FEATURES[tokens] @ weight[0], OTHERS[tokens], MORE[tokens]).loss.sum()
+@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_of_every_cut_are_those_of_the_whole(tmp_path, stage, size):
+    whole, cut = engine(model_of(stage)), engine(model_of(stage))
+    expected = STEPS[stage](whole, 7, work_dir(tmp_path))
+    assert STEPS[stage](cut, size, work_dir(tmp_path)) == pytest.approx(expected, rel=1e-6)
+    assert_same(cut.gradients, whole.gradients)
 
 
-def ranking_sum(weight, tokens):
-    return ranking_loss(FEATURES[tokens] @ weight[0], OTHERS[tokens], MORE[tokens].abs()).sum()
+def test_the_gradient_of_sft_is_that_of_the_mean_over_answer_tokens(tmp_path):
+    twin = causal_lm(6)
+    documents = [document for sequence in sequences() for document in sequence]
+    starts = [document.loss_mask.index(True) for document in documents]
+    logprobs = [
+        plain_llama.logprobs(twin, document.tokens[:start], document.tokens[start:])
+        for document, start in zip(documents, starts, strict=True)
+    ]
+    (-torch.cat(logprobs).mean()).backward()
+    trained = engine(causal_lm(6))
+    STEPS["sft"](trained, 3, work_dir(tmp_path))
+    assert_same(trained.gradients, {n: p.grad for n, p in twin.named_parameters()})
 
 
-LOSS_SUMS = [cross_entropy_sum, policy_sum, value_sum, ranking_sum]
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("order", [range(12), [7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 6, 4]])
+def test_the_gradients_of_ppo_are_means_over_response_tokens(tmp_path, tokenizer, size, order):
+    ready = bench(tmp_path, tokenizer, micro_batch_size=size)
+    rollouts = ready.roll_out()
+    policy = plain_policy_gradients(ready.models.policy.module, rollouts)
+    value = plain_value_gradients(ready.models.value.module, rollouts)
+    ready.update(rollouts, order)
+    assert_same(ready.models.policy.gradients, policy, rtol=1e-4, atol=1e-5)
+    assert_same(ready.models.value.gradients, value, rtol=1e-4, atol=1e-5)
 
 
-def micro_batches(cut):
-    """Lists of (first token, length), a list for each micro-batch."""
-    starts = torch.tensor([0, *LENGTHS]).cumsum(0).tolist()
-    responses = list(zip(starts, LENGTHS, strict=False))
-    bounds = torch.tensor([0, *cut]).cumsum(0).tolist()
-    return [responses[a:b] for a, b in itertools.pairwise(bounds)]
+def plain_value_gradients(model, rollouts):
+    """Of the mean over all response tokens of half the squared error; without gradients after."""
+    errors = [
+        plain_llama.scores(model, trajectory.tokens)[len(trajectory.prompt) - 1 : -1] - returns
+        for trajectory, returns in zip(
+            rollouts.trajectories, split(rollouts.returns, rollouts), strict=True
+        )
+    ]
+    loss = torch.cat(errors).square().mean() / 2
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
 
 
-def tokens_of(micro_batch):
-    """Slice of the tokens of adjacent responses."""
-    start = micro_batch[0][0] if micro_batch else 0
-    return slice(start, start + sum(length for _, length in micro_batch))
+@pytest.mark.parametrize("mini_batch_size", [5, 7])
+def test_every_mini_batch_has_a_mean_of_its_own(tmp_path, tokenizer, mini_batch_size):
+    """The last, smaller one too: its gradient is that of its own responses' tokens."""
+    ready = bench(tmp_path, tokenizer, mini_batch_size=mini_batch_size, micro_batch_size=2)
+    ready.models.policy = engine(causal_lm(1, eos_logit=6), learning_rate=0.0)
+    rollouts = ready.roll_out()
+    last = list(range(12))[12 - 12 % mini_batch_size :]
+    ready.update(rollouts)
+    found = ready.models.policy.gradients
+    ready.update(rollouts, last, micro_batch_size=12)
+    assert_same(found, ready.models.policy.gradients)
 
 
-def gradient(loss_sum, cut, loss_of):
-    """Gradients of the micro-batches' losses, added up as over micro-batches and ranks."""
-    weight = WEIGHT.clone().requires_grad_()
-    for micro_batch in micro_batches(cut):
-        loss_of(loss_sum, weight, micro_batch, len(cut)).backward()
-    return weight.grad
-
-
-def over_the_global_batch(loss_sum, weight, micro_batch, num_micro_batches):
-    return loss_sum(weight, tokens_of(micro_batch)) / NUM_TOKENS
-
-
-def check(loss_sum, loss_of):
-    weight = WEIGHT.clone().requires_grad_()
-    (loss_sum(weight, slice(0, NUM_TOKENS)) / NUM_TOKENS).backward()
-    for cut in CUTS:
-        torch.testing.assert_close(gradient(loss_sum, cut, loss_of), weight.grad)
-
-
-@pytest.mark.parametrize("loss_sum", LOSS_SUMS)
-def test_gradients_are_equal_for_every_cut(loss_sum):
-    check(loss_sum, over_the_global_batch)
-
-
-def mean_of_means(loss_sum, weight, micro_batch, num_micro_batches):
-    num_tokens = sum(length for _, length in micro_batch)
-    return loss_sum(weight, tokens_of(micro_batch)) / max(num_tokens, 1) / num_micro_batches
-
-
-def average_number_of_tokens(loss_sum, weight, micro_batch, num_micro_batches):
-    return loss_sum(weight, tokens_of(micro_batch)) / (NUM_TOKENS / num_micro_batches)
-
-
-def mean_of_response_means(loss_sum, weight, micro_batch, num_micro_batches):
-    total = weight.sum() * 0
-    for start, length in micro_batch:
-        total = total + loss_sum(weight, slice(start, start + length)) / length
-    return total / len(LENGTHS)
-
-
-@pytest.mark.parametrize("loss_sum", LOSS_SUMS)
-@pytest.mark.parametrize("bug", [mean_of_means, average_number_of_tokens, mean_of_response_means])
-def test_planted_bugs_are_caught(bug, loss_sum):
-    with pytest.raises(AssertionError):
-        check(loss_sum, bug)
-
-
-def test_the_example_by_hand():
-    losses = torch.tensor([1.0] * 10 + [2.0] * 90)
-    assert (losses[:10].sum() / 100 + losses[10:].sum() / 100).item() == pytest.approx(1.9)
-    assert (losses[:10].mean() / 2 + losses[10:].mean() / 2).item() == pytest.approx(1.5)
+@pytest.mark.parametrize("name", [*STEPS, "policy", "value"])
+def test_gradients_of_two_ranks_are_those_of_one(one_rank, two_ranks, name):
+    """Micro-batches of two: four and three documents, so that the ranks' shares are unequal."""
+    for rank in two_ranks:
+        assert_same(rank[name], one_rank[name], rtol=1e-3, atol=1e-5)

@@ -4,7 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from whole_loop_home import TINY, Rlhf, run_rlhf
+from whole_loop_home import PATIENCE_SECONDS, TINY, Rlhf, run_rlhf
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker makes the home for all of these tests, and has time for it on a busy machine."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("whole_loop"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(2 * PATIENCE_SECONDS))
 
 
 @pytest.fixture(scope="session")

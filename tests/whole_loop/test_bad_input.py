@@ -3,20 +3,11 @@
 import gzip
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_loop_home import TINY, run_rlhf
-
-
-def assert_one_paragraph(out: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert out.returncode == 2, out.stdout[-1000:] + out.stderr[-1000:]
-    assert "Traceback" not in out.stderr + out.stdout
-    message = " ".join(out.stderr.split())
-    for word in words:
-        assert word in message, message
+from whole_loop_home import TINY, assert_one_paragraph, run_rlhf
 
 
 def ingest(path: Path, tmp_path: Path, role: str, file_format: str) -> Any:

@@ -4,49 +4,39 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from whole_loop_home import RLHF, TINY, run_rlhf
-
-
-def digests(home: Path) -> dict[str, str]:
-    out = run_rlhf("models", "--json", home=home)
-    assert out.returncode == 0, out.stderr
-    return {f"{m['name']}-{m['version']}": m["digest"] for m in json.loads(out.stdout)}
-
-
-def wait_for(path_pattern: str, home: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not list(home.glob(path_pattern)):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+from whole_loop_home import (
+    TINY,
+    believed,
+    digests,
+    forget,
+    planned,
+    run_rlhf,
+    running_rlhf,
+    wait_until,
+)
 
 
 def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
-    """kill -9 while a reward model trains; the same command then ends with the same models."""
-    killed = tmp_path / "home"
-    environment = os.environ | {"RLHF_HOME": str(killed), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [RLHF, "run", "--recipe", str(TINY)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for("iterations/v1/collect_preferences.json", killed, process)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = set((killed / "manifests").iterdir())
+    """kill -9 while PPO works; the same command then ends with the same models.
+
+    test_kills.py does it in every stage.
+    """
+    killed = Path(shutil.copytree(home, tmp_path / "home"))
+    (ppo,) = (s.key for s in planned(killed) if str(s.node.id) == "v2/ppo")
+    forget(killed, 2)
+    with running_rlhf("run", "--recipe", TINY, home=killed) as process:
+        wait_until((killed / "work" / str(ppo) / "attempt-1").exists, "PPO", process)
+        os.killpg(process.pid, signal.SIGKILL)
+    finished = believed(killed)
+    assert ppo not in finished
 
     out = run_rlhf("run", "--recipe", TINY, home=killed)
 
     assert out.returncode == 0, out.stderr[-2000:]
-    assert finished <= set((killed / "manifests").iterdir())
+    assert finished < believed(killed)
     assert digests(killed) == digests(home)
 
 

@@ -5,17 +5,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from whole_loop_home import TINY, plan, run_rlhf
-
-BASE = ["sandbox_world", "ingest", "tokenizer", "tokenize_corpus", "pretrain", "sft"]
-ITERATION = [
-    "sample_pairs",
-    "collect_preferences",
-    "reward_model-helpfulness",
-    "reward_model-safety",
-    "rejection_sampling",
-    "evaluate",
-]
+from whole_loop_home import BASE, ITERATION, TINY, plan, run_rlhf
 
 
 def test_it_ends_with_versions_and_places(first_run: tuple[Path, str]):

@@ -1,32 +1,90 @@
 """How tests call `rlhf` as a user does, and the small recipe that they call it with."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_contracts.ledger import Ledger
+from data_contracts.store import Store
+from flows.graph import version_label
+from flows.planner import Step
+from flows.planner import plan as plan_steps
+from flows.recipe import load_recipe
+
 TINY = Path(__file__).parent / "tiny.yaml"
+BASE = ["sandbox_world", "ingest", "tokenizer", "tokenize_corpus", "pretrain", "sft"]
+ITERATION = [
+    "sample_pairs",
+    "collect_preferences",
+    "reward_model-helpfulness",
+    "reward_model-safety",
+    "rejection_sampling",
+    "evaluate",
+]
 Rlhf = Callable[..., subprocess.CompletedProcess[str]]
 RLHF = Path(sys.executable).parent / "rlhf"
+PATIENCE_SECONDS = 900
+"""For one command that takes 30 s: a busy machine may be ten times slower than a calm one."""
+
+
+def environment_of(home: Path, **more: str) -> dict[str, str]:
+    """The variables of a user's shell, without those of another Prefect or MLflow."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
+    return own | {"RLHF_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
 
 
 def run_rlhf(
-    *arguments: str | Path, home: Path, cwd: Path | None = None
+    *arguments: str | Path, home: Path, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The console script in a process of its own, as a user runs it."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
     return subprocess.run(
         [RLHF, *map(str, arguments)],
-        env=environment | {"RLHF_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env=environment_of(home, **environment),
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
+
+
+def assert_one_paragraph(out: subprocess.CompletedProcess[str], *words: str) -> None:
+    """What a user sees of a mistake: exit code 2 and one paragraph, which says these words."""
+    assert out.returncode == 2, out.stdout[-1000:] + out.stderr[-1000:]
+    assert "Traceback" not in out.stderr + out.stdout
+    message = " ".join(out.stderr.split())
+    for word in words:
+        assert word in message, message
+
+
+@contextlib.contextmanager
+def running_rlhf(
+    *arguments: str | Path, home: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The console script at work, in a process group of its own that does not outlive the block."""
+    process = subprocess.Popen(
+        [RLHF, *map(str, arguments)],
+        env=environment_of(home, **environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_until(lambda: not processes_on(home), "its processes to end")
 
 
 def plan(home: Path, *arguments: str) -> dict[str, dict[str, Any]]:
@@ -35,3 +93,69 @@ def plan(home: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     assert out.returncode == 0, out.stderr
     steps = json.loads(out.stdout)["steps"]
     return {f"v{step['version']}/{step['node']}": step for step in steps}
+
+
+def planned(home: Path) -> list[Step]:
+    """The plan as this process makes it: in a moment, and while a run is at work."""
+    store = Store.open(home)
+    return plan_steps(load_recipe(str(TINY)), store, Ledger(store))
+
+
+def believed(home: Path) -> set[str]:
+    """Keys of all manifests; every byte that they stand for must be as it was written."""
+    store = Store.open(home)
+    keys = {name.removesuffix(".json") for name in store.names("manifests")}
+    assert {store.check(key)[1] for key in keys} <= {"reuse"}
+    return keys
+
+
+def mlflow_statuses(home: Path) -> set[str]:
+    """Statuses of all runs in the home's own MLflow database."""
+    database = sqlite3.connect(home / "mlflow" / "mlflow.db")
+    with contextlib.closing(database):
+        return {status for (status,) in database.execute("select status from runs")}
+
+
+def digests(home: Path) -> dict[str, dict[str, str]]:
+    """Digest by role of every output of every node."""
+    out = run_rlhf("status", "--json", home=home)
+    assert out.returncode == 0, out.stderr
+    rows = json.loads(out.stdout)
+    return {f"{version_label(row['version'])}/{row['node']}": row["outputs"] for row in rows}
+
+
+def forget(home: Path, first_version: int) -> None:
+    """Take back all that this version and later ones made, as if they had not begun."""
+    for version in range(first_version, 3):
+        for head in (home / "iterations" / f"v{version}").iterdir():
+            manifest = home / "manifests" / f"{json.loads(head.read_text())['head']['key']}.json"
+            for output in json.loads(manifest.read_text())["outputs"].values():
+                shutil.rmtree(home / "objects" / output["digest"])
+                (home / "objects" / f"{output['digest']}.json").unlink()
+            shutil.rmtree(home / "work" / manifest.stem)
+            manifest.unlink()
+            head.unlink()
+
+
+def wait_until(
+    is_so: Callable[[], Any], what: str, process: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Look again and again, as long as the process that should bring it about is there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert process is None or process.poll() is None, (
+            f"the process ended: no use to await {what}"
+        )
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+def processes_on(home: Path) -> list[int]:
+    """Every process on this machine that was started for a home."""
+    mark = f"RLHF_HOME={home}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime_toys.models import build, train
+
+from stages.runtime.checkpoints import Checkpointer
+from stages.runtime.distributed import process_group
 
 
 @pytest.fixture(scope="session")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
+    save_from_one_rank(folder / "one_rank")
     command = "torch.distributed.run --standalone --nproc_per_node 2 -m runtime_toys.ranks"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -23,4 +28,12 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((folder / "findings.json").read_text())
+    return json.loads((folder / "findings.json").read_text()) | {"folder": folder}
+
+
+def save_from_one_rank(folder: Path) -> None:
+    rank = process_group()
+    engine = build(rank, 2)
+    train(engine, rank, range(3), [12])
+    with Checkpointer(folder, rank) as checkpointer:
+        checkpointer.save(3, {"policy": engine})

@@ -5,6 +5,7 @@ ZeRO-3 needs two ranks and is tried in test_engine_ranks."""
 import gc
 import math
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -112,14 +113,72 @@ def test_load_full_state_replaces_the_weights(zero_stage: int) -> None:
     assert losses == pytest.approx(PLAIN_LOSSES[:5], abs=2e-5)
 
 
+def step_with(engine: Engine, step: int, factors: Sequence[float]) -> None:
+    """One step in micro-batches whose losses are multiplied."""
+    tokens, targets = batch(step)
+    size = len(tokens) // len(factors)
+    pieces = zip(tokens.split(size), targets.split(size), strict=True)
+    for i, (piece, factor) in enumerate(zip(pieces, factors, strict=True)):
+        loss = engine(*piece).losses.sum() / len(tokens) * factor
+        engine.backward(loss, i == len(factors) - 1, [f"row-{i}"])
+    engine.step()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_a_gradient_that_is_not_finite_stops_training(zero_stage: int, precision: str) -> None:
-    engine = build(process_group(), zero_stage, precision)
+@pytest.mark.parametrize("factors", [(1, math.nan), (math.inf, 1), (1, 1, math.nan)], ids=str)
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace_but_a_count(
+    zero_stage: int, precision: str, factors: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    rank = process_group()
+    engine, clean = build(rank, zero_stage, precision), build(rank, zero_stage, precision)
+    for each in (engine, clean):
+        train(each, rank, range(2), [12])
+    step_with(engine, 2, factors)
+    clean.num_steps += 1  # the schedule goes by the data
+    assert engine.num_steps == 3
+    assert engine.last_step.as_metrics("train")["train/skipped_steps"] == 1
+    assert not math.isfinite(engine.last_step.gradient_norm)
+    guilty = next(i for i, factor in enumerate(factors) if factor != 1)
+    assert f"Step 2 was skipped, not finite: row-{guilty}" in caplog.text
+    assert train(engine, rank, range(3, 6), [5, 7]) == train(clean, rank, range(3, 6), [5, 7])
+
+
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is_finite() -> None:
+    engine = build(process_group())
+    before = engine.full_state()
+    constant_nan = torch.tensor(math.nan)
+    engine.backward(engine(*batch(0)).losses.mean() + constant_nan, last=True)
+    engine.step()
+    assert engine.last_step.num_skipped == 1
+    assert all(torch.equal(before[name], value) for name, value in engine.full_state().items())
+
+
+def test_too_many_skipped_steps_in_a_row_end_training_and_name_the_guilty_rows() -> None:
+    engine = build(process_group(), max_skipped_in_a_row=2)
     train(engine, process_group(), range(2), [12])
-    loss = engine(*batch(2)).losses.mean() * math.inf
-    engine.backward(loss, last=True)
-    with pytest.raises(DivergedError, match=r"after 2 steps.*learning_rate"):
+    for step in range(2, 4):
+        step_with(engine, step, (1, math.nan, 1, math.inf))
+    with pytest.raises(DivergedError, match=r"after 4 steps.*3 in a row \(3 in all\)") as raised:
+        step_with(engine, 4, (1, math.nan, 1, math.inf))
+    assert raised.value.problem.endswith("for the rows row-1, row-3")
+
+
+def test_too_many_skipped_steps_in_all_end_training() -> None:
+    engine = build(process_group(), max_skipped_in_a_row=1, max_skipped_steps=2)
+    for step in range(4):
+        step_with(engine, step, (math.nan if step % 2 == 0 else 1, 1))
+    with pytest.raises(DivergedError, match=r"1 in a row \(3 in all\)"):
+        step_with(engine, 4, (math.nan, 1))
+
+
+def test_an_overflow_of_the_gradient_alone_names_all_rows_of_the_batch() -> None:
+    engine = build(process_group(), max_skipped_in_a_row=0)
+    for i in range(2):
+        loss = engine(*batch(0)).losses.mean()
+        loss.register_hook(lambda gradient: gradient * math.inf)
+        engine.backward(loss, i == 1, [f"row-{i}-{j}" for j in range(15)])
+    with pytest.raises(DivergedError, match=r"the rows row-0-0, row-0-1,.* row-1-4 and 10 more"):
         engine.step()
 
 

@@ -13,6 +13,7 @@ from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from runtime_toys.models import build, train_step
 from stages.runtime.checkpoints import Checkpointer
+from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 
 VERSION = "1"
@@ -32,17 +33,19 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     if config.fail_at == 0:
         fail(config, work)
     engine = build(work.rank, config.zero_stage, seed=config.seed)
-    checkpointer = Checkpointer(work.checkpoints, work.rank, every_steps=2)
-    first_step, extra = checkpointer.restore({"policy": engine})
-    noise = extra.get("noise", 0.0)
-    for step in range(first_step, config.num_steps):
-        if step == config.fail_at:
-            fail(config, work)
-        loss = train_step(engine, work.rank, step, [12 // work.rank.world_size])
-        noise += torch.rand(()).item()
-        work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
-        work.progress(step + 1, config.num_steps, "step", loss=loss)
-        checkpointer.maybe_save(step + 1, {"policy": engine}, {"noise": noise})
+    settings = CheckpointSettings(checkpoint_every=2)
+    with Checkpointer(work.checkpoints, work.rank, settings) as checkpointer:
+        first_step, extra = checkpointer.restore({"policy": engine})
+        noise = extra.get("noise", 0.0)
+        for step in range(first_step, config.num_steps):
+            if step == config.fail_at:
+                checkpointer.wait()  # so that a test knows which checkpoint a kill leaves
+                fail(config, work)
+            loss = train_step(engine, work.rank, step, [12 // work.rank.world_size])
+            noise += torch.rand(()).item()
+            work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
+            work.progress(step + 1, config.num_steps, "step", loss=loss)
+            checkpointer.maybe_save(step + 1, {"policy": engine}, {"noise": noise})
     folder = work.output("model")
     state = engine.full_state()
     if work.rank.is_main:

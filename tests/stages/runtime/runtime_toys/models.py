@@ -70,9 +70,11 @@ def train_plainly(num_steps: int) -> tuple[list[float], dict[str, Tensor]]:
     return losses, {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def build(rank: Rank, zero_stage: int = 0, precision: str = "fp32", seed: int = 0) -> Engine:
-    settings = EngineSettings.model_validate({"zero_stage": zero_stage, "precision": precision})
-    return Engine(Toy(seed), OPTIMIZER, SCHEDULE, settings, rank)
+def build(
+    rank: Rank, zero_stage: int = 0, precision: str = "fp32", seed: int = 0, **settings: int
+) -> Engine:
+    all_settings = {"zero_stage": zero_stage, "precision": precision, **settings}
+    return Engine(Toy(seed), OPTIMIZER, SCHEDULE, EngineSettings.model_validate(all_settings), rank)
 
 
 def train(engine: Engine, rank: Rank, steps: range, splits: list[int]) -> list[float]:

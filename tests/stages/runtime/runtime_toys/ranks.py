@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import torch
 
+from data_contracts.errors import UserError
 from runtime_toys.llama import MODES, train_llama
 from runtime_toys.models import NUM_STEPS, ROWS, Toy, batch, build, train
 from stages.runtime import settings
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.determinism import seed_everything
 from stages.runtime.distributed import Rank, leave_process_group, process_group
-from stages.runtime.engine import DivergedError, EngineSettings, frozen
+from stages.runtime.engine import DivergedError, Engine, EngineSettings, frozen
+from stages.runtime.settings import CheckpointSettings
 
 Findings = dict[str, Any]
 
@@ -31,9 +34,15 @@ def main(folder: Path) -> None:
     findings["masters"] = {str(stage): masters(rank, stage) for stage in (1, 2, 3)}
     findings["set"] = set_weights(rank)
     findings["interrupted"] = interrupted(rank)
-    findings["diverged"] = diverged(rank)
-    findings["resume"] = {str(stage): resume(rank, stage, folder) for stage in (0, 2, 3)}
+    findings["skipped"] = {str(stage): skipped(rank, stage) for stage in (0, 1, 2, 3)}
+    findings["diverged"] = {str(stage): diverged(rank, stage) for stage in (0, 1, 2, 3)}
+    findings["resume"] = {str(stage): resume(rank, stage, folder) for stage in (0, 1, 2, 3)}
     settings._PERSISTENT_ELEMENTS = 0  # or ZeRO-3 would keep all of the small model everywhere
+    findings["reshaped"] = reshaped(rank, folder)
+    findings["offloaded"] = {str(stage): offloaded(rank, stage, folder) for stage in (1, 2, 3)}
+    findings["from_one_rank"] = from_one_rank(rank, folder)
+    findings["for_one_rank"] = for_one_rank(rank, folder)
+    findings["unwritten"] = unwritten(rank, folder)
     findings["llama"] = {
         f"{mode}-{stage}": train_llama(rank, stage, mode) for mode in MODES for stage in (2, 3)
     }
@@ -104,18 +113,45 @@ def interrupted(rank: Rank) -> float:
     return train(engine, rank, range(1, 2), [6])[0]
 
 
-def diverged(rank: Rank) -> list[str]:
-    found = []
-    for zero_stage in (0, 1, 2, 3):
-        engine = build(rank, zero_stage)
-        tokens, targets = batch(0)
-        weight = float("inf") if rank.index == 1 else 1.0
-        engine.backward(engine(tokens, targets).losses.mean() * weight, last=True)
-        try:
-            engine.step()
-        except DivergedError as error:
-            found.append(error.problem)
-    return found
+def poisoned(rank: Rank, engine: Engine, step: int, factor: float) -> None:
+    """One step of which rank 1's second micro-batch has its loss multiplied."""
+    tokens, targets = (part[rank.index :: 2] for part in batch(step))
+    for i, rows in enumerate((slice(0, 3), slice(3, 6))):
+        loss = engine(tokens[rows], targets[rows]).losses.sum() / ROWS
+        if (rank.index, i) == (1, 1):
+            loss = loss * factor
+        engine.backward(loss, i == 1, [f"row-{rank.index}-{i}"])
+    engine.step()
+
+
+def skipped(rank: Rank, zero_stage: int) -> Findings:
+    """One step in four is poisoned: on both ranks it must leave no trace but a count."""
+    engine, clean = build(rank, zero_stage), build(rank, zero_stage)
+    for step in range(3):
+        poisoned(rank, engine, step, 1.0)
+        poisoned(rank, clean, step, 1.0)
+    before = engine.full_state()
+    poisoned(rank, engine, 3, float("nan"))
+    after = engine.full_state()
+    same = all(torch.equal(after[name], value) for name, value in before.items())
+    clean.num_steps += 1  # the schedule goes by the data
+    losses = [train(e, rank, range(4, 6), [6]) for e in (engine, clean)]
+    return {
+        "untouched": same,
+        "as_if_it_had_not_been": losses[0] == losses[1],
+        "counted": rank.gather_objects(engine.last_step.num_skipped),
+    }
+
+
+def diverged(rank: Rank, zero_stage: int) -> list[str]:
+    """What every rank says after one skipped step too many."""
+    engine = build(rank, zero_stage, max_skipped_in_a_row=1)
+    poisoned(rank, engine, 0, float("inf"))
+    try:
+        poisoned(rank, engine, 1, float("inf"))
+    except DivergedError as error:
+        return rank.gather_objects(error.problem)
+    return []
 
 
 def resume(rank: Rank, zero_stage: int, folder: Path) -> bool:
@@ -125,9 +161,10 @@ def resume(rank: Rank, zero_stage: int, folder: Path) -> bool:
     expected = [*train(straight, rank, range(6), [6]), torch.rand(()).item()]
     seed_everything(0)
     first = build(rank, zero_stage)
-    checkpointer = Checkpointer(folder / f"checkpoints-{zero_stage}", rank, every_steps=3)
-    losses = train(first, rank, range(3), [6])
-    checkpointer.maybe_save(3, {"policy": first}, {"beta": 0.25})
+    place = folder / f"checkpoints-{zero_stage}"
+    with Checkpointer(place, rank, CheckpointSettings(checkpoint_every=3)) as checkpointer:
+        losses = train(first, rank, range(3), [6])
+        checkpointer.maybe_save(3, {"policy": first}, {"beta": 0.25})
     seed_everything(1)
     second = build(rank, zero_stage, seed=7)
     step, extra = checkpointer.restore({"policy": second})
@@ -135,6 +172,81 @@ def resume(rank: Rank, zero_stage: int, folder: Path) -> bool:
     states = (second.full_state(), straight.full_state())
     same = all(torch.equal(states[0][name], value) for name, value in states[1].items())
     return losses == expected and same and (step, extra) == (3, {"beta": 0.25})
+
+
+def reshaped(rank: Rank, folder: Path) -> Findings:
+    """Weights and next losses where one ZeRO stage goes on from what another wrote."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        for saved, loaded in ((0, 3), (3, 2), (2, 1), (1, 0)):
+            engine = build(rank, saved, precision)
+            train(engine, rank, range(3), [6])
+            place = folder / f"reshaped-{precision}-{saved}-{loaded}"
+            with Checkpointer(place, rank) as checkpointer:
+                checkpointer.save(3, {"policy": engine})
+            other = build(rank, loaded, precision, seed=7)
+            checkpointer.restore({"policy": other})
+            states = other.full_state(), engine.full_state()
+            found[f"{precision} {saved} to {loaded}"] = {
+                "equal": all(torch.equal(states[0][n], value) for n, value in states[1].items()),
+                "losses": train(other, rank, range(3, 6), [6]),
+                "expected": train(engine, rank, range(3, 6), [6]),
+            }
+    return found
+
+
+def offloaded(rank: Rank, zero_stage: int, folder: Path) -> Findings:
+    """Optimizer state on the host: losses, one step that is skipped, and a resume."""
+    engine = build(rank, zero_stage, offload_optimizer=True)
+    losses = train(engine, rank, range(3), [6])
+    poisoned(rank, engine, 3, float("nan"))
+    place = folder / f"offloaded-{zero_stage}"
+    with Checkpointer(place, rank) as checkpointer:
+        checkpointer.save(4, {"policy": engine})
+    other = build(rank, zero_stage, seed=7, offload_optimizer=True)
+    checkpointer.restore({"policy": other})
+    on_device = build(rank, 0, seed=7)
+    checkpointer.restore({"policy": on_device})
+    return {
+        "losses": losses,
+        "going_on": [train(e, rank, range(4, 6), [6]) for e in (engine, other, on_device)],
+        "skipped": on_device.last_step.num_skipped,
+    }
+
+
+def from_one_rank(rank: Rank, folder: Path) -> Findings:
+    """Losses of two ranks that go on from what one has written."""
+    losses = {}
+    for zero_stage in (0, 1, 2, 3):
+        engine = build(rank, zero_stage, seed=7)
+        Checkpointer(folder / "one_rank", rank).restore({"policy": engine})
+        losses[str(zero_stage)] = train(engine, rank, range(3, 6), [6])
+    return losses
+
+
+def for_one_rank(rank: Rank, folder: Path) -> list[float]:
+    """A checkpoint by two ranks for a test to read, and the losses of going on with it here."""
+    engine = build(rank, 3)
+    train(engine, rank, range(3), [6])
+    with Checkpointer(folder / "two_ranks", rank) as checkpointer:
+        checkpointer.save(3, {"policy": engine})
+    return train(engine, rank, range(3, 6), [6])
+
+
+def unwritten(rank: Rank, folder: Path) -> list[str]:
+    """What every rank says when rank 1 could not write its part."""
+    place = folder / "unwritten"
+    engine = build(rank, 2)
+    if rank.index == 1:  # a file where its folder should be
+        (place / ".unfinished-00000001").mkdir(parents=True)
+        (place / ".unfinished-00000001" / "policy").write_text("")
+    rank.barrier()
+    try:
+        with Checkpointer(place, rank) as checkpointer:
+            checkpointer.save(1, {"policy": engine})
+    except UserError as error:
+        return [*rank.gather_objects(error.problem), *os.listdir(place)]
+    return []
 
 
 def digest(rank: Rank) -> str:

@@ -1,0 +1,76 @@
+"""Argilla 2: the JSON that `dataset.records.to_json` writes and `from_json` reads.
+
+Fields are the texts that an annotator sees, everything else stands in the metadata. Questions:
+`pick` (a, b), `rating`, `safety_label` (label questions) and `edited_response` (text question).
+"""
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from annotation.formats.records import Record, prompt_text
+
+_FIELDS = ("response_a", "response_b")
+_QUESTIONS = ("pick", "rating", "safety_label", "edited_response")
+
+
+def to_records(records: list[Record]) -> str:
+    """A JSON list of Argilla records."""
+    return json.dumps([_argilla(record) for record in records], ensure_ascii=False, indent=1)
+
+
+def from_records(text: str) -> list[Record]:
+    """The records of such a list; responses that were drafts or discarded are left out."""
+    return [_record(record) for record in json.loads(text)]
+
+
+def _argilla(record: Record) -> dict[str, Any]:
+    columns = record.comparison()
+    fields = {"prompt": prompt_text(record), **{name: columns.pop(name) for name in _FIELDS}}
+    columns["messages"] = json.dumps(columns["messages"], ensure_ascii=False)
+    labels = [label.model_dump(mode="json") for label in record.labels]
+    # metadata holds no nested values: the times stand there as one JSON text
+    columns["created_at"] = json.dumps(
+        {label["annotator"]: label["created_at"] for label in labels}
+    )
+    return {
+        "id": record.comparison_id,
+        "status": "completed" if labels else "pending",
+        "fields": fields,
+        "metadata": {name: value for name, value in columns.items() if value is not None},
+        "suggestions": {},
+        "vectors": {},
+        "responses": _responses(labels),
+    }
+
+
+def _responses(labels: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found = defaultdict(list)
+    for label in labels:
+        for question in _QUESTIONS:
+            if label[question] is not None:
+                answer = {"value": label[question], "user_id": label["annotator"]}
+                found[question].append({**answer, "status": "submitted"})
+    return dict(found)
+
+
+def _record(given: dict[str, Any]) -> Record:
+    columns = dict(given["metadata"])
+    times = json.loads(columns.pop("created_at", "{}"))
+    columns["messages"] = json.loads(columns["messages"])
+    columns |= {name: given["fields"][name] for name in _FIELDS}
+    labels: dict[str, dict[str, Any]] = {}
+    for question in _QUESTIONS:
+        for answer in given.get("responses", {}).get(question, []):
+            if answer.get("status", "submitted") == "submitted":
+                labels.setdefault(str(answer["user_id"]), {})[question] = answer["value"]
+    fallback = given.get("updated_at") or given.get("inserted_at")
+    return Record.model_validate(
+        {
+            **columns,
+            "labels": [
+                {**label, "annotator": name, "created_at": times.get(name, fallback)}
+                for name, label in labels.items()
+            ],
+        }
+    )

@@ -1,0 +1,1 @@
+"""Our generation engine behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,131 @@
+"""The HTTP side: a subset of OpenAI's chat completions, plain and streamed.
+
+Accepted: model, messages, temperature, top_p, max_tokens, seed, stream. Anything else that would
+change the answer (stop, n, tools, …) is refused rather than ignored.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+
+from annotation.formats.records import Message
+from annotation.model_server.engine import BadRequestError, Engine, Request
+from data_contracts.base import Contract
+from kernels.generation import Sampling
+
+DEFAULT_MAX_TOKENS = 256
+_REPLACEMENT = "\ufffd"
+
+
+class ChatRequest(Contract):
+    """The body of a request."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    model: str | None = None
+    """Any name: one process serves one model."""
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Default: 256, or what the context has room for."""
+    seed: int | None = Field(default=None, ge=0, lt=2**62)
+    stream: bool = False
+    user: str | None = None
+
+
+def create_model_app(engine: Engine, name: str) -> FastAPI:
+    """The endpoint of one model."""
+    app = FastAPI(title=name, docs_url=None, redoc_url=None)
+    app.add_exception_handler(BadRequestError, _bad_request)
+
+    @app.get("/healthz")
+    def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        """The one model."""
+        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "rlhf"}]}
+
+    @app.post("/v1/chat/completions", response_model=None)
+    def complete(body: ChatRequest) -> dict[str, Any] | StreamingResponse:
+        """A response to a dialogue."""
+        sampling = Sampling(
+            max_new_tokens=body.max_tokens or _default_length(engine),
+            temperature=body.temperature,
+            top_p=body.top_p,
+        )
+        messages = [message.model_dump() for message in body.messages]
+        request = engine.submit(messages, sampling, body.seed)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        if body.stream:
+            return StreamingResponse(_events(engine, request, head), media_type="text/event-stream")
+        return _completion(engine, request, head)
+
+    return app
+
+
+def _default_length(engine: Engine) -> int:
+    return min(DEFAULT_MAX_TOKENS, engine.model.config.max_seq_len // 2)
+
+
+def _completion(engine: Engine, request: Request, head: dict[str, Any]) -> dict[str, Any]:
+    tokens = list(request)
+    num_prompt, num_completion = len(request.prompt), len(tokens)
+    message = {"role": "assistant", "content": engine.text(tokens)}
+    choice = {"index": 0, "message": message, "finish_reason": request.finish_reason}
+    return {
+        **head,
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+    }
+
+
+def _events(engine: Engine, request: Request, head: dict[str, Any]) -> Iterator[str]:
+    """Server-sent events; a reader who leaves frees the request's place."""
+
+    def event(delta: dict[str, str], reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        chunk = {**head, "object": "chat.completion.chunk", "choices": [choice]}
+        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+    try:
+        yield event({"role": "assistant", "content": ""})
+        for piece in _pieces(engine, request):
+            yield event({"content": piece})
+        yield event({}, request.finish_reason)
+        yield "data: [DONE]\n\n"
+    finally:
+        request.is_abandoned = True
+
+
+def _pieces(engine: Engine, request: Request) -> Iterator[str]:
+    """New text after each token; a character whose bytes are not all there waits for the rest."""
+    tokens: list[int] = []
+    sent = ""
+    for token in request:
+        tokens.append(token)
+        text = engine.text(tokens)
+        if not text.endswith(_REPLACEMENT) and text.startswith(sent) and text != sent:
+            yield text[len(sent) :]
+            sent = text
+    rest = engine.text(tokens)
+    if rest != sent:
+        yield rest[len(sent) :]
+
+
+async def _bad_request(_request: HttpRequest, error: Exception) -> JSONResponse:
+    body = {"error": {"message": str(error), "type": "invalid_request_error"}}
+    return JSONResponse(body, BadRequestError.status)

@@ -1,0 +1,1 @@
+"""What the annotation service keeps, and the only code that writes it."""

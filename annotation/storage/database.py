@@ -1,0 +1,122 @@
+"""The connection to the annotation database: SQLite by default, Postgres by URL.
+
+Every label that the service acknowledges is on the disk: SQLite runs in WAL mode with
+synchronous=FULL (a commit waits for fsync), Postgres with synchronous_commit=on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from data_contracts.errors import UserError
+
+_MIGRATION_LOCK = 0x524C4846  # "RLHF": one of Postgres's advisory locks
+_BUSY_SECONDS = 30
+
+
+class Database:
+    """Short transactions on one database; safe to use from many threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        self._for_writing = self.engine.execution_options(is_writing=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that changes nothing, over one consistent state."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that is on the disk when the block has ended well, else undone whole."""
+        with Session(self._for_writing, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """The database of a URL, its schema brought up to date.
+
+    Raises UserError when it cannot be reached or written.
+    """
+    database = Database(url)
+    try:
+        migrate(database)
+    except OperationalError as error:
+        database.close()
+        raise UserError(
+            f"The annotation database cannot be opened: {error.orig}",
+            "Check the address, the rights of this user and that the server runs",
+        ) from error
+    return database
+
+
+def sqlite_url(file: Path) -> str:
+    """URL of a SQLite file; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{file.resolve()}"
+
+
+def migrate(database: Database) -> None:
+    """Apply the migrations that are missing; several servers may start at once."""
+    with database._for_writing.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        command.upgrade(alembic_config(connection), "head")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration for the packaged migrations, over an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise NoSuchModuleError
+        # 40 is the number of threads in which FastAPI runs synchronous routes
+        engine = create_engine(parsed, pool_size=40, max_overflow=10, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise UserError(
+            "The annotation database's URL is not one of sqlite:///FILE or postgresql://…",
+            "Correct --database; Postgres needs the extra `postgres` (pip install "
+            "'llama2-rlhf[postgres]')",
+        ) from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A read that turns into a write half way fails under WAL; so writers say so at the start.
+    is_writing = connection.get_execution_options().get("is_writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")

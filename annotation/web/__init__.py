@@ -1,0 +1,1 @@
+"""The pages: FastAPI routes, templates, and the rules about who may see which."""

@@ -1,0 +1,2 @@
+-- Prefect's database is the one that the image makes; MLflow has its own.
+CREATE DATABASE mlflow;

@@ -1,0 +1,60 @@
+"""The real server as a process of its own, to be killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+_CODE = """
+import sys, uvicorn
+from annotation.settings import AnnotationSettings
+from annotation.storage.database import open_database
+from annotation.web.app import create_app
+from annotation.web.visitors import Service
+service = Service(open_database(sys.argv[1]), AnnotationSettings())
+uvicorn.run(create_app(service), port=int(sys.argv[2]), log_level="error")
+"""
+
+
+class Server:
+    """One address on which the service runs, dies and runs again."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        root = Path(__file__).parents[2]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CODE, self._database_url, str(self.port)],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/healthz", trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError("the server does not start")
+
+    def kill(self) -> None:
+        """kill -9: nothing is flushed, nothing is told."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,129 @@
+"""What the lead sees, from judgements written by hand."""
+
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from annotation_world import START, comparison
+
+from annotation.statistics import (
+    Judgement,
+    agreement,
+    by_annotator,
+    disagreements,
+    shares,
+    table_6,
+)
+from stages.importers.source import Source, rows_of
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data" / "preferences"
+
+
+def judged(item: int, annotator: str, pick: str, **changes) -> Judgement:
+    fields = {
+        "comparison_id": f"c{item}",
+        "domain": "helpfulness",
+        "rating": "better",
+        "safety_label": None,
+        "purpose": "collect",
+        "gold_pick": None,
+        "at": START,
+    }
+    return Judgement(item_id=item, annotator=annotator, pick=pick, **(fields | changes))
+
+
+def test_the_scale_of_eight_runs_from_a_to_b():
+    ratings = ["significantly_better", "better", "slightly_better", "negligibly_better"]
+    degrees = [judged(1, "x", pick, rating=r).degree for pick in "ab" for r in ratings]
+    assert degrees == [0, 1, 2, 3, 7, 6, 5, 4]
+
+
+def test_agreement_is_over_items_that_several_labelled_and_checks_are_left_out():
+    labels = [judged(i, who, "a" if i % 2 else "b") for i in range(6) for who in ("x", "y")]
+    labels += [judged(i, "x", "a", purpose="repeat") for i in range(6)]
+    table = agreement(labels)
+    assert table.choice.coefficient == pytest.approx(1)
+    assert table.degree.coefficient == pytest.approx(1)
+    assert table.safety_label is None
+    assert [(first, second) for first, second, _ in table.pairs] == [("x", "y")]
+
+
+def test_disagreements_are_other_choices_or_other_safety_labels():
+    labels = [
+        judged(1, "x", "a"), judged(1, "y", "a", rating="slightly_better"),
+        judged(2, "x", "a"), judged(2, "y", "b"),
+        judged(3, "x", "a", safety_label="both_safe"),
+        judged(3, "y", "a", safety_label="both_unsafe"),
+    ]  # fmt: skip
+    assert sorted(disagreements(labels)) == [2, 3]
+
+
+def test_throughput_gold_and_repeats_of_each_annotator():
+    at = [START + timedelta(seconds=s) for s in (0, 10, 30, 5000, 5020)]
+    labels = [
+        judged(1, "x", "a", at=at[0]),
+        judged(2, "x", "b", at=at[1]),
+        judged(9, "x", "a", purpose="gold", gold_pick="a", at=at[2]),
+        judged(8, "x", "a", purpose="gold", gold_pick="b", at=at[3]),
+        judged(1, "x", "b", purpose="repeat", at=at[4]),
+        judged(1, "y", "a"),
+    ]
+    row, other = by_annotator(labels)
+    assert (row.num_labels, row.num_gold, row.num_gold_right) == (2, 2, 1)
+    assert (row.num_repeats, row.num_repeats_same) == (1, 0)
+    assert row.median_seconds == 20  # of 10, 20 and 20; the pause of 83 minutes is none
+    assert other.median_seconds is None
+
+
+def test_shares_are_of_the_collected_labels_that_have_one():
+    labels = [judged(i, "x", "a", safety_label="both_safe") for i in range(3)]
+    labels += [judged(3, "x", "a", safety_label="both_unsafe", rating="slightly_better")]
+    labels += [judged(4, "x", "a", rating="slightly_better", purpose="gold")]
+    assert shares(labels, "safety_label") == {
+        "chosen_safe_other_unsafe": 0.0,
+        "both_safe": 0.75,
+        "both_unsafe": 0.25,
+    }
+    assert shares(labels, "rating")["slightly_better"] == 0.25
+    assert shares([], "rating")["better"] == 0
+
+
+def preference(source: str, messages: list[dict], chosen: str, rejected: str) -> dict:
+    return {"source": source, "messages": messages, "chosen": chosen, "rejected": rejected}
+
+
+def test_table_6_by_hand():
+    one = [{"role": "user", "content": "two words"}]
+    three = [
+        {"role": "user", "content": "a b"},
+        {"role": "assistant", "content": "c d e"},
+        {"role": "user", "content": "f"},
+    ]
+    rows = [preference("x", one, "1 2 3", "1"), preference("x", three, "1 2", "1 2 3 4")]
+    rows.append(preference("y", comparison("c")["messages"], "1", "1 2"))
+    x, y, total = table_6(rows, "source")
+    assert (x.name, x.num_comparisons, x.mean_turns) == ("x", 2, 1.5)
+    assert (x.mean_tokens_in_prompt, x.mean_tokens_in_response) == (4.0, 2.5)
+    assert x.mean_tokens_per_example == 6.5
+    assert (y.num_comparisons, total.num_comparisons) == (1, 3)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real data ../shared/data is not there")
+def test_table_6_equals_a_pandas_one_off_on_public_data():
+    file = SHARED_DATA / "hh_harmless_base.jsonl.gz"
+    source = Source(name="hh", path=file, role="preferences", format="hh", domain="safety")
+    read = [row for _, row in rows_of(source, Counter())]
+    rows = [preference("hh", r.messages, r.chosen, r.rejected) for r in read]
+    (found, _) = table_6(rows, "source")
+
+    frame = pd.read_json(file, lines=True)
+    frame = frame[frame["chosen"] != frame["rejected"]]
+    # a dialogue that ends with a person's turn or an empty answer is no comparison
+    texts = frame[["chosen", "rejected"]].map(lambda t: t.rpartition("\n\nAssistant:"))
+    answers = texts.map(lambda parts: len(parts[2].split()))
+    turns = frame["chosen"].str.count("\n\nHuman:")
+    assert found.num_comparisons == pytest.approx(len(frame), rel=0.01)
+    assert found.mean_turns == pytest.approx(turns.mean(), rel=0.01)
+    assert found.mean_tokens_in_response == pytest.approx(answers.mean(axis=1).mean(), rel=0.01)

@@ -1,0 +1,276 @@
+"""The page in a real Chromium: the whole protocol, by keyboard and by mouse, and what it shows."""
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+from annotation_model import served
+from annotation_world import PASSWORD, START, add_user, comparison, comparisons, publish_rows
+from sqlalchemy import select
+from xss_payloads import PAYLOADS
+
+from annotation import guidelines
+from annotation.settings import AnnotationSettings, LiveModel
+from annotation.storage.database import Database
+from annotation.storage.schema import Entry, Role
+from annotation.web.app import create_app
+from annotation.web.visitors import Service
+from data_contracts.ratings import Domain
+
+pytestmark = pytest.mark.slow
+
+AXE = "axe-core@4.14.1"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, from the npm registry."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm is installed")
+    packed = subprocess.run([npm, "pack", AXE], cwd=folder, capture_output=True, timeout=120)
+    if packed.returncode:
+        pytest.skip("axe-core cannot be had from the npm registry")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        member = archive.extractfile("package/axe.min.js")
+        assert member is not None
+        return member.read().decode()
+
+
+@pytest.fixture
+def url(database: Database) -> Iterator[str]:
+    live = LiveModel(url="http://127.0.0.1:9/v1", model="v1")
+    service = Service(database, AnnotationSettings(live_models=(live,)))
+    for name, role in (("ann", Role.annotator), ("lea", Role.lead), ("adm", Role.admin)):
+        add_user(database, name, role)
+    with served(create_app(service)) as address:
+        yield address
+
+
+class Window:
+    """A page of somebody who is logged in; every message on its console is kept."""
+
+    def __init__(self, chromium, url: str, name: str, **context) -> None:
+        settings = {"viewport": {"width": 1280, "height": 800}} | context
+        self.context = chromium.new_context(**settings)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on(
+            "console",
+            lambda line: self.errors.append(line.text) if line.type == "error" else None,
+        )
+        self.url = url
+        self.go("/login")
+        self.page.fill("[name=username]", name)
+        self.page.fill("[name=password]", PASSWORD)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_url(f"{url}/")
+
+    def go(self, path: str) -> None:
+        self.page.goto(self.url + path)
+
+    def slot(self) -> str | None:
+        return self.page.locator("article").first.get_attribute("data-slot", timeout=5_000)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def wait_for_next(self, before: str | None) -> None:
+        self.page.wait_for_function(
+            "before => document.querySelector('article')?.dataset.slot !== before", arg=before
+        )
+
+
+def entries(database: Database) -> list[Entry]:
+    with database.reading() as session:
+        return list(session.scalars(select(Entry).order_by(Entry.id)))
+
+
+def test_the_whole_protocol_by_keyboard_alone(chromium, url, database):
+    publish_rows(database, comparisons(5) + comparisons(3, "safety"))
+    window = Window(chromium, url, "ann")
+    window.go("/tasks/helpfulness")
+    first = window.slot()
+    window.press("2")  # the left one is better
+    window.wait_for_next(first)
+    window.press("u")
+    window.page.wait_for_selector(f"article[data-slot='{first}']")
+    window.press("8")
+    window.wait_for_next(first)
+    skipped = window.slot()
+    window.press("s")
+    window.page.keyboard.type("7 of 8 words make no sense")  # digits in a field are no choice
+    window.press("Tab", "Enter")
+    window.wait_for_next(skipped)
+    window.press("e")
+    window.page.keyboard.type("A better answer, by hand.")
+    window.press("Escape")
+    edited = window.slot()
+    window.press("1")
+    window.wait_for_next(edited)
+
+    window.go("/tasks/safety")
+    before = window.slot()
+    window.press("w", "o", "1")  # A unsafe, B safe, and A chosen: refused
+    window.page.wait_for_selector("#notice .notice")
+    assert "you chose the unsafe response" in window.page.inner_text("#notice")
+    assert window.slot() == before
+    window.press("7")
+    window.wait_for_next(before)
+
+    label, undo, relabel, skip, edit, safety = entries(database)
+    assert [e.kind for e in (label, undo, relabel, skip, edit, safety)] == [
+        "label", "undo", "label", "skip", "label", "label",
+    ]  # fmt: skip
+    assert (label.rating, relabel.rating) == ("better", "significantly_better")
+    assert skip.reason == "7 of 8 words make no sense"
+    assert edit.edited_response == "A better answer, by hand."
+    assert (safety.rating, safety.safety_label) == ("better", "chosen_safe_other_unsafe")
+    assert [e for e in window.errors if "422" not in e] == []
+
+
+def test_the_whole_protocol_by_mouse(chromium, url, database):
+    publish_rows(database, comparisons(2) + comparisons(2, "safety"))
+    page = Window(chromium, url, "ann").page
+    page.click("text=Label responses >> nth=0")
+    page.click("button[value=left-slightly_better]")
+    page.click("text=Undo my last label")
+    page.click("button[value=right-negligibly_better]")
+    page.click("text=Skip or flag this item")
+    page.fill("[name=reason]", "troubling")
+    page.click("text=Flag for the lead")
+    page.wait_for_selector("text=Nothing left to label here")
+    page.click("nav >> text=Safety")
+    page.click("[name=left_safety][value=unsafe]")
+    page.click("[name=right_safety][value=unsafe]")
+    page.click("button[value=right-better]")
+    page.wait_for_selector("[name=left_safety]:checked", state="detached")
+    kinds = [(e.kind, e.rating, e.safety_label) for e in entries(database)]
+    assert kinds == [
+        ("label", "slightly_better", None),
+        ("undo", None, None),
+        ("label", "negligibly_better", None),
+        ("flag", None, None),
+        ("label", "better", "both_unsafe"),
+    ]
+
+
+def test_no_payload_runs(chromium, url, database):
+    parts = [PAYLOADS[i::4] for i in range(4)]
+    rows = [
+        comparison(
+            f"c{i}",
+            messages=[{"role": "user", "content": "\n".join(part)}],
+            response_a="A " + "\n".join(part),
+            response_b="B " + " ".join(part),
+        )
+        for i, part in enumerate(parts)
+    ]
+    publish_rows(database, rows)
+    lead = add_user(database, "lea2", Role.lead)
+    with database.writing() as session:
+        guidelines.edit(session, Domain.helpfulness, "\n\n".join(PAYLOADS), lead, START)
+    window = Window(chromium, url, "lea2")
+    for path in ("/guidelines/helpfulness", "/lead/guidelines/helpfulness"):
+        window.go(path)
+        window.page.wait_for_timeout(300)
+        assert window.page.evaluate("window.hit") is None
+    window.go("/tasks/helpfulness")
+    for _ in parts:
+        window.press("g")  # the guideline unfolds
+        for place in window.page.locator(".text, .markdown").all():
+            place.dispatch_event("mouseover")
+            place.click(position={"x": 2, "y": 2}, force=True, no_wait_after=True)
+        assert window.page.evaluate("window.hit") is None
+        assert window.page.url.endswith("/tasks/helpfulness")
+        before = window.slot()
+        window.press("3")
+        window.wait_for_next(before)
+    assert len(entries(database)) == 4
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {},
+        {"viewport": {"width": 820, "height": 1180}},
+        {"color_scheme": "dark"},
+    ],
+    ids=["laptop", "tablet", "dark"],
+)
+def test_every_view_is_accessible_and_fits(chromium, url, database, axe, context):
+    long = "One sentence after another. " * 80 + "\n```\n" + "x = 1; " * 40 + "\n```\n"
+    publish_rows(
+        database,
+        [comparison("c", response_a=long), *comparisons(2), *comparisons(2, "safety")],
+        overlap=2,
+    )
+    for name, paths in {
+        "ann": ("/", "/tasks/helpfulness", "/tasks/safety", "/guidelines/safety", "/write/safety"),
+        "lea": ("/lead", "/lead/batches/1/disagreements", "/lead/guidelines/safety"),
+        "adm": ("/admin/users", "/admin/audit"),
+    }.items():
+        window = Window(chromium, url, name, **context)
+        for path in paths:
+            window.go(path)
+            if path == "/tasks/helpfulness" and name == "ann":
+                window.press("2")
+                window.page.wait_for_selector("text=Undo my last label")
+            assert serious(window.page, axe) == [], (path, context)
+            width = window.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert width <= 0, f"{path} is wider than the window"
+        assert window.errors == []
+
+
+def serious(page, axe: str) -> list[tuple[str, list[str]]]:
+    """Violations of WCAG A and AA that axe-core calls serious or critical."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (rule["id"], [node["html"][:120] for node in rule["nodes"]])
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+    ]
+
+
+def test_a_label_that_does_not_get_through_is_kept_in_the_page(chromium, url, database):
+    publish_rows(database, comparisons(2))
+    window = Window(chromium, url, "ann")
+    window.go("/tasks/helpfulness")
+    before = window.slot()
+    window.context.set_offline(True)
+    window.press("2")
+    window.page.wait_for_selector("#notice .notice")
+    assert "Not saved" in window.page.inner_text("#notice")
+    assert window.slot() == before
+    window.context.set_offline(False)
+    window.press("2")
+    window.wait_for_next(before)
+    assert len(entries(database)) == 1

@@ -1,0 +1,192 @@
+"""Labels as a week's preferences: once each, late ones later, split by prompt."""
+
+import pytest
+from annotation_world import START, browser, comparison, comparisons, publish_rows
+from sqlalchemy import select
+
+from annotation.batches import deliver, preference_rows, progress, set_state
+from annotation.refusals import NotThereError
+from annotation.storage.schema import BatchState, Entry, Role
+from data_contracts.parquet import read_table, write_table
+from data_contracts.splits import split_of
+from data_contracts.tables import PREFERENCES
+
+
+def delivered_rows(service, week: int, test_fraction: float = 0.5) -> list[dict]:
+    with service.database.writing() as session:
+        return preference_rows(deliver(session, week, START), week, test_fraction)
+
+
+def test_what_goes_out_satisfies_the_contract_and_names_nobody(service, app, tmp_path):
+    publish_rows(service.database, comparisons(6) + comparisons(4, "safety"))
+    ann = browser(service, app, "ann")
+    for _ in range(6):
+        ann.label(ann.open(), "left-better")
+    for _ in range(4):
+        page = ann.open("safety")
+        ann.label(page, "left-better", left_safety="safe", right_safety="unsafe")
+    rows = delivered_rows(service, 1)
+    file = tmp_path / "v1.parquet"
+    assert write_table(file, rows, PREFERENCES) == 10
+    table = read_table(file, PREFERENCES).to_pylist()
+    assert "ann" not in {row["annotator"] for row in table}
+    assert all(row["annotator"].startswith("annotator-") for row in table)
+    for row in table:
+        opening = row["messages"][0]["content"]
+        assert row["split"] == split_of(opening, 0.5, salt="preferences")
+    labels = {row["domain"]: row["safety_label"] for row in table}
+    assert labels == {"helpfulness": None, "safety": "chosen_safe_other_unsafe"}
+
+
+def test_chosen_is_what_stood_on_the_chosen_side(service, app):
+    publish_rows(service.database, comparisons(10))
+    ann = browser(service, app, "ann")
+    seen = {}
+    for i in range(10):
+        page = ann.open()
+        side = ("left", "right")[i % 2]
+        seen[page.messages[0]["content"]] = (getattr(page, side), {page.left, page.right})
+        ann.label(page, f"{side}-better")
+    for row in delivered_rows(service, 1):
+        chosen, both = seen[row["messages"][0]["content"]]
+        assert row["chosen"] == chosen
+        assert {row["chosen"], row["rejected"]} == both
+
+
+def test_late_labels_go_out_with_the_next_batch(service, app):
+    publish_rows(service.database, comparisons(3))
+    ann, bob = browser(service, app, "ann"), browser(service, app, "bob")
+    ann.label(ann.open())
+    held = bob.open()
+    first = delivered_rows(service, 1)
+    assert len(first) == 1
+    newcomer = browser(service, app, "eve")
+    assert newcomer.open().slot_id is None  # a closed batch hands out nothing
+    assert bob.label(held).status_code == 200  # but takes what somebody was at
+    publish_rows(service.database, [comparison("next-week")], week=2)
+    newcomer.label(newcomer.open())
+    second = delivered_rows(service, 2)
+    assert len(second) == 2
+    assert {row["batch"] for row in second} == {2}
+    assert not {r["preference_id"] for r in first} & {r["preference_id"] for r in second}
+    assert delivered_rows(service, 1) == first  # again: the same rows
+
+
+def test_a_batch_that_is_opened_again_adds_to_its_delivery(service, app):
+    publish_rows(service.database, comparisons(2))
+    ann = browser(service, app, "ann")
+    ann.label(ann.open())
+    assert len(delivered_rows(service, 1)) == 1
+    with service.database.writing() as session:
+        set_state(session, 1, BatchState.open, START, "lea")
+    ann.label(ann.open())
+    assert len(delivered_rows(service, 1)) == 2
+
+
+def test_a_label_that_was_taken_back_is_not_delivered_and_after_delivery_it_stays(service, app):
+    publish_rows(service.database, comparisons(2))
+    ann = browser(service, app, "ann")
+    ann.label(ann.open(), "left-better")
+    ann.post("/undo", {"submission_id": "undo-0001"})
+    ann.label(ann.open(), "right-significantly_better")
+    (row,) = delivered_rows(service, 1)
+    assert row["rating"] == "significantly_better"
+    assert ann.post("/undo", {"submission_id": "undo-0002"}).status_code == 422
+
+
+def test_an_edit_is_one_more_preference_over_the_chosen_response(service, app):
+    publish_rows(service.database, comparisons(1))
+    ann = browser(service, app, "ann")
+    page = ann.open()
+    ann.label(page, "left-better", edited_response="By hand")
+    label, edit = delivered_rows(service, 1)
+    assert (label["chosen"], label["rejected"]) == (page.left, page.right)
+    assert (edit["chosen"], edit["rejected"], edit["rating"]) == ("By hand", page.left, None)
+    assert edit["split"] == label["split"]
+
+
+def test_gold_and_repeated_items_are_not_delivered(service, app):
+    publish_rows(service.database, comparisons(4), gold={"helpfulness-0": "a"}, check_every=2)
+    ann = browser(service, app, "ann")
+    while (page := ann.open()).slot_id is not None:
+        ann.label(page)
+    rows = delivered_rows(service, 1)
+    assert sorted(row["prompt_id"] for row in rows) == [
+        f"prompt-of-helpfulness-{i}" for i in (1, 2, 3)
+    ]
+
+
+def disagreement(service, app):
+    publish_rows(service.database, [comparison("c")], overlap=2)
+    for name, one in (("ann", "better"), ("bob", "significantly_better")):
+        somebody = browser(service, app, name)
+        page = somebody.open()
+        wants_first = (name == "ann") == ("one" in page.left)
+        somebody.label(page, f"{'left' if wants_first else 'right'}-{one}")
+    return browser(service, app, "lea", Role.lead)
+
+
+def test_without_a_decision_both_labels_go_out(service, app):
+    disagreement(service, app)
+    rows = delivered_rows(service, 1)
+    assert {row["chosen"] for row in rows} == {"Answer one to c", "Answer two to c"}
+
+
+def test_the_leads_decision_goes_out_in_place_of_the_labels(service, app):
+    lead = disagreement(service, app)
+    html = lead.client.get("/lead/batches/1/disagreements").text
+    assert "1 disagreements" in html
+    form = {"submission_id": "decision-1", "choice": "right-slightly_better"}
+    assert lead.post("/lead/items/1/decision", form).status_code == 303
+    assert "Nothing to decide" in lead.client.get("/lead/batches/1/disagreements").text
+    (row,) = delivered_rows(service, 1)
+    assert (row["chosen"], row["rating"]) == ("Answer two to c", "slightly_better")
+
+
+def test_an_item_that_the_lead_takes_out_is_gone(service, app):
+    publish_rows(service.database, comparisons(1))
+    ann, lead = browser(service, app, "ann"), browser(service, app, "lea", Role.lead)
+    page = ann.open()
+    ann.post(
+        f"/slots/{page.slot_id}/pass",
+        {"submission_id": "flag-0001", "kind": "flag", "reason": "broken text"},
+    )
+    assert "broken text" in lead.client.get("/lead").text
+    assert lead.post("/lead/items/1/retirement").status_code == 303
+    assert browser(service, app, "bob").open().slot_id is None
+
+
+def test_publishing_twice_adds_nothing(service):
+    for _ in range(2):
+        publish_rows(service.database, comparisons(5), overlap=2)
+    with service.database.reading() as session:
+        assert progress(session, 1).num_wanted == 10
+
+
+def test_a_batch_is_ready_when_done_or_past_its_deadline_with_the_quorum(service, app):
+    publish_rows(service.database, comparisons(4), deadline=START.replace(month=4))
+    ann = browser(service, app, "ann")
+    for _ in range(3):
+        ann.label(ann.open())
+    with service.database.reading() as session:
+        done = progress(session, 1)
+    assert (done.num_done, done.num_wanted, done.share) == (3, 4, 0.75)
+    assert not done.is_ready(0.5, START)
+    assert done.is_ready(0.75, START.replace(month=4))
+    assert not done.is_ready(0.8, START.replace(month=5))
+
+
+def test_there_is_no_progress_without_a_batch(service):
+    with service.database.reading() as session, pytest.raises(NotThereError, match="no batch 9"):
+        progress(session, 9)
+
+
+def test_the_leads_download_is_what_would_go_out(service, app):
+    publish_rows(service.database, comparisons(2))
+    ann, lead = browser(service, app, "ann"), browser(service, app, "lea", Role.lead)
+    ann.label(ann.open())
+    reply = lead.client.get("/lead/batches/1/preferences.jsonl")
+    assert len(reply.text.splitlines()) == 1
+    assert '"annotator": "annotator-' in reply.text
+    with service.database.reading() as session:
+        assert session.scalars(select(Entry)).one().submission_id not in reply.text

@@ -1,0 +1,176 @@
+"""Round trips through other tools' files lose nothing."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from annotation_world import START, add_user, browser, comparison, comparisons, publish_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annotation.batches import BatchPlan
+from annotation.exchange import FORMATS, import_records, read_records, records
+from annotation.formats.label_studio import CONFIG
+from annotation.formats.records import Record
+from annotation.storage.database import open_database, sqlite_url
+from data_contracts.errors import UserError
+from data_contracts.ratings import Rating, SafetyLabel
+
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40
+)
+NAMES = st.sampled_from(["annotator-1", "annotator-2", "annotator-3"])
+TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
+LABEL = st.fixed_dictionaries(
+    {
+        "annotator": NAMES,
+        "pick": st.sampled_from("ab"),
+        "rating": st.sampled_from(Rating),
+        "safety_label": st.none() | st.sampled_from(SafetyLabel),
+        "edited_response": st.none() | TEXT,
+        "created_at": TIMES,
+    }
+)
+RECORD = st.builds(
+    lambda name, messages, texts, category, domain, temperature, labels: Record.model_validate(
+        {
+            "comparison_id": name,
+            "prompt_id": f"prompt {name}",
+            "domain": domain,
+            "batch": 3,
+            "category": category,
+            "messages": messages,
+            "response_a": texts[0],
+            "response_b": texts[1],
+            "model_a": "v2",
+            "model_b": "v1",
+            "temperature_a": temperature,
+            "temperature_b": 1.0,
+            "labels": labels,
+        }
+    ),
+    name=TEXT,
+    messages=st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXT}
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    texts=st.tuples(TEXT, TEXT),
+    category=st.none() | TEXT,
+    domain=st.sampled_from(["helpfulness", "safety"]),
+    temperature=st.floats(0, 2),
+    labels=st.lists(LABEL, max_size=3, unique_by=lambda label: label["annotator"]),
+)
+RECORDS = st.lists(RECORD, max_size=4, unique_by=lambda record: record.comparison_id)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(given_records=RECORDS)
+@settings(max_examples=25, deadline=None)
+def test_what_is_written_is_read_again_exactly(name, given_records):
+    text = FORMATS[name].write(given_records)
+    assert read_records(text, name, "file") == given_records
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_batch_moves_to_another_database_with_all_its_labels(name, service, app, tmp_path, clock):
+    texts = {"response_a": 'First,\nwith "quotes"; and ünïcode', "response_b": "second\r\nline"}
+    publish_rows(service.database, [comparison("c", **texts), *comparisons(3, "safety")], overlap=2)
+    for who in ("ann", "bob"):
+        somebody = browser(service, app, who)
+        somebody.label(somebody.open(), "right-better", edited_response="By hand")
+        for _ in range(2):
+            page = somebody.open("safety")
+            somebody.label(page, left_safety="safe", right_safety="safe")
+    with service.database.reading() as session:
+        before = records(session, 1)
+    assert sum(len(record.labels) for record in before) == 6
+
+    other = open_database(sqlite_url(tmp_path / "other.db"))
+    text = FORMATS[name].write(before)
+    for _ in range(2):  # the second time adds nothing
+        with other.writing() as session:
+            counts = import_records(
+                session, 1, read_records(text, name, "file"), BatchPlan(overlap=2), START
+            )
+    assert counts == (0, 0)
+    with other.reading() as session:
+        after = records(session, 1)
+    other.close()
+    assert without_names(after) == without_names(before)
+
+
+def without_names(given_records: list[Record]) -> list[dict]:
+    """Annotators get pseudonyms of the new database; who agrees with whom stays."""
+    numbers: dict[str, int] = {}
+    dumped = sorted(
+        (record.model_dump(mode="json") for record in given_records),
+        key=lambda row: row["comparison_id"],
+    )
+    for row in dumped:
+        for label in row["labels"]:
+            label["annotator"] = numbers.setdefault(label["annotator"], len(numbers))
+    return dumped
+
+
+def test_an_imported_annotator_cannot_log_in(service, app):
+    record = records_of_one_label()
+    with service.database.writing() as session:
+        import_records(session, 1, [record], BatchPlan(), START)
+    add_user(service.database, "lea")
+    with service.database.reading() as session:
+        (found,) = records(session, 1)
+    assert found.labels[0].annotator != "stranger@example.org"
+
+
+def records_of_one_label() -> Record:
+    label = {
+        "annotator": "stranger@example.org",
+        "pick": "b",
+        "rating": "better",
+        "created_at": START,
+    }
+    return Record.model_validate({**comparison("c"), "labels": [label]})
+
+
+def test_label_studio_gets_the_parts_of_its_pairwise_template():
+    (task,) = json.loads(FORMATS["label_studio"].write([records_of_one_label()]))
+    (annotation,) = task["annotations"]
+    assert annotation["result"][0] == {
+        "from_name": "pick",
+        "to_name": "text1,text2",
+        "type": "pairwise",
+        "value": {"selected": "right"},
+    }
+    assert '<Pairwise name="pick" toName="text1,text2"/>' in CONFIG
+    for name in ("prompt", "text1", "text2"):
+        assert f'value="${name}"' in CONFIG
+        assert name in task["data"]
+
+
+def test_annotations_made_in_label_studio_come_in_and_cancelled_ones_do_not():
+    (task,) = json.loads(FORMATS["label_studio"].write([records_of_one_label()]))
+    (made,) = task["annotations"]
+    made |= {"id": 7, "completed_by": 12, "lead_time": 3.5, "was_cancelled": False}
+    task |= {"id": 1, "annotations": [made, {**made, "id": 8, "was_cancelled": True}]}
+    (record,) = read_records(json.dumps([task]), "label_studio", "file")
+    (label,) = record.labels
+    assert (label.annotator, label.pick, label.rating) == ("12", "b", "better")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("jsonl", '{"comparison_id": 3}'),
+        ("csv", "a,b\n1,2\n"),
+        ("label_studio", '[{"data": {"secret": "words"}}]'),
+        ("argilla", "[{}]"),
+        ("argilla", "no JSON"),
+    ],
+)
+def test_a_file_of_another_kind_is_a_user_error_that_quotes_nothing(name, text):
+    with pytest.raises(UserError) as caught:
+        read_records(text, name, "labels.json")
+    assert "words" not in str(caught.value)

@@ -1,0 +1,31 @@
+"""The migrations make exactly the tables of the code."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+
+from annotation.storage.database import migrate, open_database
+from annotation.storage.schema import Base
+from data_contracts.errors import UserError
+
+
+def test_the_migrations_and_the_code_agree(any_database):
+    migrate(any_database)  # again: nothing to do
+    with any_database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_sqlite_waits_for_the_disk(database):
+    with database.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://localhost/x", "no url at all", "sqlite:////proc/nowhere/annotation.db"]
+)
+def test_a_database_that_cannot_be_used_is_a_user_error(url):
+    with pytest.raises(UserError, match="annotation database"):
+        open_database(url)

@@ -1,0 +1,49 @@
+"""Who wins when an answer was cut off: the reward model's score of half a sentence is no score."""
+
+from typing import Any
+
+import pytest
+
+from data_contracts.ratings import Domain
+from stages.evaluate import GOLD, REWARD_MODEL, paired
+from stages.models.comparison import win_rate_row
+
+
+def row(version: str, prompt: str, score: float, finished: bool = True) -> dict[str, Any]:
+    return {
+        "version": version,
+        "prompt_id": prompt,
+        "domain": "helpfulness",
+        "finished": finished,
+        "helpfulness_score": score,
+        "gold_helpfulness": score,
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "win_rate"),
+    [
+        ((1.0, True), (0.5, True), 1.0),
+        ((1.0, False), (-9.0, True), 0.0),
+        ((-9.0, True), (1.0, False), 1.0),
+        ((1.0, False), (0.5, False), 1.0),
+        ((0.25, False), (0.25, False), 0.5),
+    ],
+)
+def test_a_cut_off_answer_ranks_below_every_one_that_ended(
+    own: tuple[float, bool], other: tuple[float, bool], win_rate: float
+):
+    rows = [row("v1", "p", *own), row("sft", "p", *other)]
+    scores = paired(rows, "v1", "sft", Domain.helpfulness, REWARD_MODEL)
+    table_row = win_rate_row("v1", "sft", "helpfulness", REWARD_MODEL, *scores)
+    assert table_row["win_rate"] == win_rate
+
+
+def test_the_gold_judge_has_its_own_rule_for_cut_off_answers():
+    rows = [row("v1", "p", 0.4, finished=False), row("sft", "p", 0.3)]
+    assert paired(rows, "v1", "sft", Domain.helpfulness, GOLD) == ([0.4], [0.3])
+
+
+def test_only_prompts_that_both_answered_are_compared():
+    rows = [row("v1", "b", 0.1), row("v1", "a", 0.2), row("sft", "a", 0.3), row("sft", "c", 0.4)]
+    assert paired(rows, "v1", "sft", Domain.helpfulness, REWARD_MODEL) == ([0.2], [0.3])
