@@ -246,7 +246,7 @@ def roll_out(
         ref_logprobs = response_logprobs(models.reference, trajectories, config, work)
     with clock.phase("values"):
         values = per_token(
-            lambda b: models.value(b.tokens, b.documents)[b.rows], trajectories, work.rank
+            lambda b: models.value(b.tokens, b.documents, b.rows), trajectories, work.rank
         )
 
     # 3. The gated reward, whitened; the KL term at every token.
@@ -407,7 +407,7 @@ def value_step(
     last: bool,
 ) -> dict[str, float]:
     """Backward of the clipped value loss on one micro-batch."""
-    values = value(flat.tokens, flat.documents)[flat.rows]
+    values = value(flat.tokens, flat.documents, flat.rows)
     device = values.device
     old_values, returns = rollouts.values[old].to(device), rollouts.returns[old].to(device)
     losses = value_loss(values, old_values, returns, config.value_clip)
