@@ -145,10 +145,10 @@ def floor(size: Size) -> Floor:
     mean_prompt = (size.min_prompt + size.max_prompt) / 2
     mean_response = min(size.mean_new_tokens or size.max_new_tokens, size.max_new_tokens)
     decode = backbone_flops(size.model, mean_prompt + mean_response / 2) + output_flops(size.model)
-    prefill = backbone_flops(size.model, mean_prompt / 2) * mean_prompt / mean_response
+    prefill = backbone_flops(size.model, mean_prompt / 2, 1 / mean_prompt) * mean_prompt
     parameters = 4 * size.model.num_parameters() / 2**20
     return Floor(
-        decode + prefill,
+        decode + prefill / mean_response,
         f"reading the prompts included; each step also reads the {parameters:.0f} MiB of weights",
     )
 

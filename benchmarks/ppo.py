@@ -144,9 +144,10 @@ def floor(size: Size) -> Floor:
     """
     length = size.prompt_length + size.max_new_tokens
     response_share = size.max_new_tokens / length
-    backbone = backbone_flops(size.model, length / 2)
+    backbone = backbone_flops(size.model, length / 2, response_share)
+    scorer = backbone_flops(size.model, length / 2, 1 / length)
     output = response_share * output_flops(size.model)
-    forward = 3 * (backbone + output) + 2 * backbone
+    forward = 3 * (backbone + output) + backbone + scorer
     update = 3 * (2 * backbone + output)
     return Floor(forward + update, "sampling, four measuring passes, update of two models")
 

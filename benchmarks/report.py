@@ -67,7 +67,7 @@ def _ratio(outcome: Outcome, side: SideOutcome) -> str:
 
 def _notes(outcome: Outcome) -> list[str]:
     """Settings of every side, the size of the work, the floor, remarks."""
-    notes = [f"{side.name}: {side.settings}{_facts(side)}" for side in outcome.sides]
+    notes = [f"{s.name}: {s.settings}{_facts(s, outcome.first)}" for s in outcome.sides]
     notes.append(f"{outcome.amount_per_round:,.0f} counted a round; {outcome.size}")
     if outcome.floor is not None:
         peak = outcome.machine.flops_per_second / 1e9
@@ -79,9 +79,14 @@ def _notes(outcome: Outcome) -> list[str]:
     return notes + ([outcome.remarks] if outcome.remarks else [])
 
 
-def _facts(side: SideOutcome) -> str:
-    facts = ", ".join(f"{name} {value:,.4g}" for name, value in side.facts.items())
-    return f" ({facts})" if facts else ""
+def _facts(side: SideOutcome, first: SideOutcome) -> str:
+    """What a side measured beside the time, and the first side's as a share of it."""
+    parts = []
+    for name, value in side.facts.items():
+        is_compared = side is not first and name in first.facts and value > 0
+        share = f", {first.name} {first.facts[name] / value:.0%} of it" if is_compared else ""
+        parts.append(f"{name} {value:,.4g}{share}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def read(folder: Path) -> list[Outcome]:

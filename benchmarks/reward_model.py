@@ -127,10 +127,12 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def floor(size: Size) -> Floor:
-    """The transformer on every token; the head is one number a side."""
+    """The transformer on every token; beyond the last attention on one token a side."""
     sides = [side for pair in pairs(size, 4) for side in (pair.chosen, pair.rejected)]
-    context = sum(len(s) ** 2 for s in sides) / sum(map(len, sides)) / 2
-    return Floor(3 * backbone_flops(size.model, context), "forward and backward of both sides")
+    num_tokens = sum(map(len, sides))
+    context = sum(len(s) ** 2 for s in sides) / num_tokens / 2
+    flops = 3 * backbone_flops(size.model, context, len(sides) / num_tokens)
+    return Floor(flops, "forward and backward; beyond the last attention only last tokens")
 
 
 BENCHMARK = Benchmark(

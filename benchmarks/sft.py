@@ -138,13 +138,15 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 def floor(size: Size) -> Floor:
-    """As in pretraining, but only answers pass the output layer."""
+    """As in pretraining, but only answers go beyond the last attention."""
     examples = demonstrations(size, 1)
     num_tokens = sum(len(e.tokens) for e in examples)
     context = sum(len(e.tokens) ** 2 for e in examples) / num_tokens / 2
     share = sum(e.num_loss_tokens for e in examples) / num_tokens
-    flops = backbone_flops(size.model, context) + share * output_flops(size.model)
-    return Floor(3 * flops, "forward, backward; documents apart, output layer for answers only")
+    flops = backbone_flops(size.model, context, share) + share * output_flops(size.model)
+    return Floor(
+        3 * flops, "forward, backward; documents apart, only answers beyond the last attention"
+    )
 
 
 BENCHMARK = Benchmark(

@@ -35,15 +35,18 @@ def reward_model(config: ModelConfig) -> RewardModel:
     return RewardModel.from_causal(policy(config), torch.Generator().manual_seed(1))
 
 
-def backbone_flops(config: ModelConfig, mean_context: float) -> float:
+def backbone_flops(config: ModelConfig, mean_context: float, row_share: float = 1.0) -> float:
     """Forward pass of one token without the output layer; a multiply-add counts as two.
 
     mean_context: tokens that a token attends to, on average; half a document, since half of the
-    square is masked.
+    square is masked. row_share: of the tokens, those whose last hidden state anybody reads; the
+    others need nothing beyond the last layer's attention.
     """
     vocab_matrices = 2 - config.tie_embeddings
     matrices = config.num_parameters() - vocab_matrices * config.vocab_size * config.dim
-    return 2.0 * matrices + 4.0 * config.n_layers * config.dim * mean_context
+    after_attention = config.dim**2 + 3 * config.dim * config.ffn_hidden
+    used = matrices - (1 - row_share) * after_attention
+    return 2.0 * used + 4.0 * config.n_layers * config.dim * mean_context
 
 
 def output_flops(config: ModelConfig) -> float:

@@ -22,6 +22,8 @@ from benchmarks.turns import Round, Turns
 _PATIENCE_SECONDS = 280
 """Longest that a side may take to set up, or for one round."""
 
+_FAREWELL_SECONDS = 20
+
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -107,8 +109,10 @@ class _Worker:
         return result
 
     def end(self) -> None:
-        """Stop the process, whatever it is doing."""
-        self._process.terminate()
+        """Let the process finish what follows its last lap, or stop it where it waits."""
+        self._connection.close()
+        self._process.join(_FAREWELL_SECONDS)
+        self._process.kill()
         self._process.join()
         self._log.close()
 

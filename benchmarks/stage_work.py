@@ -11,6 +11,7 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.store import Store
 from stages.runtime.determinism import seed_everything
 from stages.runtime.distributed import Rank, process_group
+from stages.runtime.heap import keep_freed_memory
 from stages.runtime.stage import WorkDir
 
 UNREAD = ArtifactRef(digest="0" * 64, kind="files")
@@ -56,5 +57,6 @@ def timed_work(
         store = Store.open(home)
         rank = process_group()
         seed_everything(0)
+        keep_freed_memory()
         turns.start()
         yield work_type(store.new_attempt("benchmark"), rank, store, turns, unit)

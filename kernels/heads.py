@@ -1,6 +1,6 @@
 """Reward and value models: Llama with a scalar in place of the next-token head (§3.2.2).
 
-Legend: T tokens, N documents, E model dimension.
+Legend: T tokens, R rows with a value (or all T), N documents, E model dimension.
 """
 
 import copy
@@ -48,7 +48,7 @@ class RewardModel(nn.Module):
 
     def forward(self, tokens: Int[Tensor, " T"], documents: Documents) -> Float[Tensor, " N"]:
         """Raw score (a logit, fp32) of each document."""
-        return self.score(self.backbone(tokens, documents).index_select(0, documents.last))
+        return self.score(self.backbone(tokens, documents, documents.last))
 
 
 class ValueModel(nn.Module):
@@ -65,6 +65,11 @@ class ValueModel(nn.Module):
         """A value model that starts as a copy of this reward model, head included."""
         return cls(copy.deepcopy(reward_model.backbone), copy.deepcopy(reward_model.score))
 
-    def forward(self, tokens: Int[Tensor, " T"], documents: Documents) -> Float[Tensor, " T"]:
-        """Value (fp32) at every token."""
-        return self.score(self.backbone(tokens, documents))
+    def forward(
+        self,
+        tokens: Int[Tensor, " T"],
+        documents: Documents,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, " R"]:
+        """Value (fp32) at these rows, or at every token."""
+        return self.score(self.backbone(tokens, documents, rows))

@@ -4,8 +4,8 @@ Pre-normalised decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attenti
 query, key and value projections are one matrix, and so are the gate and up projections: fewer and
 larger products. Every parameter is used inside its own module's forward, as ZeRO-3 needs.
 
-Legend: T tokens, R loss rows, V vocabulary, H heads, KV key-value heads, D head dimension, C = D/2
-rotated pairs, E model dimension, I and O the two sides of a matrix.
+Legend: T tokens, R rows with a loss or a score (or all T), V vocabulary, H heads, KV key-value
+heads, D head dimension, C = D/2 rotated pairs, E model dimension, I and O the sides of a matrix.
 """
 
 import math
@@ -147,11 +147,16 @@ class Attention(nn.Module):
         return queries, keys, values
 
     def forward(
-        self, x: Float[Tensor, "T E"], rotation: Complex[Tensor, "T C"], documents: Documents
-    ) -> Float[Tensor, "T E"]:
-        """Attend within each document."""
+        self,
+        x: Float[Tensor, "T E"],
+        rotation: Complex[Tensor, "T C"],
+        documents: Documents,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "R E"]:
+        """Attend within each document; what these rows (by default all) gather."""
         queries, keys, values = self.project(x, rotation)
-        return self.output(packed_attention(queries, keys, values, documents).flatten(-2))
+        attended = packed_attention(queries, keys, values, documents).flatten(-2)
+        return self.output(_select(attended, rows))
 
 
 class FeedForward(nn.Module):
@@ -178,10 +183,15 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config, generator)
 
     def forward(
-        self, x: Float[Tensor, "T E"], rotation: Complex[Tensor, "T C"], documents: Documents
-    ) -> Float[Tensor, "T E"]:
-        """Add attention and feed-forward to the residual stream."""
-        x = x + self.attention(self.attention_norm(x), rotation, documents)
+        self,
+        x: Float[Tensor, "T E"],
+        rotation: Complex[Tensor, "T C"],
+        documents: Documents,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "R E"]:
+        """Add attention and feed-forward to the residual stream of these rows (by default all)."""
+        attended = self.attention(self.attention_norm(x), rotation, documents, rows)
+        x = _select(x, rows) + attended
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -208,8 +218,16 @@ class Llama(nn.Module):
         )
         return table[positions]
 
-    def forward(self, tokens: Int[Tensor, " T"], documents: Documents) -> Float[Tensor, "T E"]:
-        """Hidden states after the final norm.
+    def forward(
+        self,
+        tokens: Int[Tensor, " T"],
+        documents: Documents,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "R E"]:
+        """Hidden states after the final norm, of these rows or of all tokens.
+
+        Beyond the attention of the last layer the other rows are not computed: with few of them,
+        as for a reward, this saves most of a layer.
 
         Raises ValueError when a document is longer than the model's context.
         """
@@ -221,13 +239,12 @@ class Llama(nn.Module):
         x = self.embedding(tokens)
         rotation = self.rotation(documents.positions)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            inputs = x, rotation, documents, rows if number == len(self.layers) else None
             if recompute:
-                x = checkpoint(
-                    layer, x, rotation, documents, use_reentrant=False, preserve_rng_state=False
-                )
+                x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rotation, documents)
+                x = layer(*inputs)
         return self.norm(x)
 
 
@@ -284,16 +301,20 @@ class CausalLM(nn.Module):
     ) -> Float[Tensor, ""] | TokenLogprobs:
         """Score next tokens: after position rows[i] comes targets[i].
 
-        Only these rows pass the output layer. "loss" gives the sum of their cross-entropies in nats
-        (temperature does not enter), "logprobs" each target's log-probability and the entropy (R,)
-        under softmax(logits / temperature). All in fp32.
+        Only these rows pass the last feed-forward and the output layer. "loss" gives the sum of
+        their cross-entropies in nats (temperature does not enter), "logprobs" each target's
+        log-probability and the entropy (R,) under softmax(logits / temperature). All in fp32.
         """
-        hidden = self.backbone(tokens, documents).index_select(0, rows)
+        hidden = self.backbone(tokens, documents, rows)
         return self.lm_head(hidden, targets, temperature, mode)
 
     def logits(self, tokens: Int[Tensor, " T"], documents: Documents) -> Float[Tensor, "T V"]:
         """Next-token logits of every position, all at once in fp32: for small inputs."""
         return self.lm_head(self.backbone(tokens, documents))
+
+
+def _select(x: Float[Tensor, "T E"], rows: Int[Tensor, " R"] | None) -> Float[Tensor, "R E"]:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def _parameter(

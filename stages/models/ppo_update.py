@@ -152,7 +152,7 @@ def value_losses(
     num_tokens: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped value loss of one micro-batch and its metrics, as `policy_losses`."""
-    values = value(flat.tokens, flat.documents)[flat.rows]
+    values = value(flat.tokens, flat.documents, flat.rows)
     device = values.device
     old_values, returns = rollouts.values[old].to(device), rollouts.returns[old].to(device)
     losses = value_loss(values, old_values, returns, settings.value_clip)

@@ -116,7 +116,7 @@ def response_values(
     model: Callable[..., Tensor], trajectories: Sequence[Trajectory], rank: Rank
 ) -> Tensor:
     """Values (T,) of the states in which the response tokens were chosen."""
-    return per_token(lambda b: model(b.tokens, b.documents)[b.rows], trajectories, rank)
+    return per_token(lambda b: model(b.tokens, b.documents, b.rows), trajectories, rank)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from stages.runtime import attempts
 from stages.runtime.attempts import StageFailed
 from stages.runtime.determinism import seed_everything
 from stages.runtime.distributed import Rank, leave_process_group, process_group, under_launcher
+from stages.runtime.heap import keep_freed_memory
 from stages.runtime.launcher import (
     Launch,
     die_with_parent,
@@ -208,6 +209,7 @@ def _attempt(
     try:
         with _disk_errors_explained(attempt):
             seed_everything(config.seed)
+            keep_freed_memory()
             output = stage.run(config, WorkDir(attempt, rank, store))
             rank.barrier()
             manifest = None

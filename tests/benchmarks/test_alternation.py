@@ -107,6 +107,7 @@ def test_the_report_shows_every_ratio_and_marks_a_missed_target(tmp_path: Path):
     text = markdown(read(tmp_path))
     assert "| reached | theirs | 200 | 100 tokens/s | 2.00 (1.00–3.00) | 2.00 |" in text
     assert "| missed | theirs | 200 | 100 tokens/s | **2.00 (1.00–3.00)** | 2.50 |" in text
+    assert "MiB 100, ours 200% of it" in text
     assert "a machine" in text
     assert "2.00x" in text_of(outcome())
 

@@ -78,6 +78,23 @@ def test_loss_and_logprobs_are_those_of_the_logits(temperature):
         torch.testing.assert_close(loss, -out.logprobs.sum())
 
 
+@pytest.mark.parametrize("rows", [[0, 3, 30], [], list(range(sum(LENGTHS)))])
+def test_a_few_rows_are_those_of_all(rows):
+    model = small_model()
+    tokens, documents = batch()
+    rows = torch.tensor(rows, dtype=torch.int64)
+    results = []
+    for hidden in (
+        model.backbone(tokens, documents)[rows],
+        model.backbone(tokens, documents, rows),
+    ):
+        model.zero_grad()
+        hidden.sum().backward()
+        results.append([hidden, *(p.grad for p in model.backbone.parameters())])
+    for of_all, of_few in zip(*results, strict=True):
+        torch.testing.assert_close(of_few, of_all)
+
+
 def gradients(model):
     tokens, documents = batch()
     model.zero_grad()
