@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+GPU_PYTHON ?= python3
 
-.PHONY: help demo test check traps test-all clean
+.PHONY: help demo test check traps test-all gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +38,9 @@ traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, an
 
 test-all: check  ## every test that needs no GPU, the long ones too
 	$(BIN)/pytest -n 2 -m "not gpu"
+
+gpu:  ## the kernels on a GPU: right in bf16, how fast; needs a python3 with torch, triton, jaxtyping
+	$(GPU_PYTHON) -m benchmarks.gpu --output gpu.json
 
 clean:  ## forget the environment and the demo's results
 	rm -rf $(VENV) rlhf_home
