@@ -2,11 +2,12 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+GPU_PYTHON ?= python3
 
 PEERS  := .bench/peers
 BENCHMARKS := pretrain sft reward_model ppo generation loss attention validation zero
 
-.PHONY: help demo test check traps resume test-all bench clean
+.PHONY: help demo test check traps resume test-all bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -54,6 +55,9 @@ bench: $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.12/.installed  ## speed again
 	@for name in $(BENCHMARKS); do \
 		$(BIN)/python -m benchmarks.$$name --save .bench/outcomes || exit $$?; done
 	$(BIN)/python -m benchmarks.report .bench/outcomes > benchmarks/RESULTS.md
+
+gpu:  ## the kernels on a GPU: right in bf16, how fast; needs a python3 with torch, triton, jaxtyping
+	$(GPU_PYTHON) -m benchmarks.gpu --output gpu.json
 
 clean:  ## forget the environment and the demo's results
 	rm -rf $(VENV) .bench rlhf_home

@@ -1,34 +1,31 @@
-"""Sampling responses from a language model, with a key-value cache.
+"""Sampling responses from a language model.
 
-Work is saved in four places: prompts are sorted by length, so that a batch wastes few columns;
-equal prompts (K samples each, in rejection sampling) are read once; rows that have finished are
-dropped; and a token is drawn by inverting the cumulative distribution, on CPU 22 times as fast as
-`multinomial`. Dropping rows alone makes varied lengths about twice as fast.
+Work is saved in four places: prompts are sorted by length, so that a batch wastes few columns of
+the cache; equal prompts (K samples each, in rejection sampling) are read once; rows that have
+finished are dropped; and a token is drawn by inverting the cumulative distribution, on CPU 22 times
+as fast as `multinomial`. Dropping rows alone makes varied lengths about twice as fast (filling
+their places with the next prompts is no faster on CPU, and every step then has rows of all ages).
 
-Legend: B rows, S cache columns, V vocabulary, H heads, KV key-value heads, D head dimension,
-E model dimension, U prompts read, K rows filled or kept.
+Legend: B rows, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.attention import Documents, packed_attention
-from kernels.model import CausalLM, Layer, Llama
-from kernels.rope import positions_within
+from kernels.decoding import prefill
+from kernels.model import CausalLM
 
 DROP_BELOW = 0.85
 """Share of live rows at which the finished ones leave the batch: a copy of the cache for at least
 15 % less work in every step to come."""
 
-_PREFILL_TOKENS = 1024
-"""Prompt tokens read at a time, so that a layer's activations stay in the processor's cache."""
-
-PREFILL_TOKENS_CUDA = 32_768
+DROP_BELOW_CUDA = 0.5
+"""On a GPU a step takes hardly longer with twice the rows, and another number of rows is recorded
+anew."""
 
 _LARGEST_UNIFORM = 1 - 2**-22
 """Times any fp32 sum this is still less than the sum, so no draw falls beyond the last token."""
@@ -74,25 +71,21 @@ def generate(
     *,
     eos_id: int,
     seed: int,
-    places: Sequence[int] | None = None,
     max_batch_size: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Generations:
     """Draw one response to each prompt, in the model's own precision.
 
     The random number behind each token belongs to (seed, prompt index, step), so a response depends
-    neither on the batch size nor on the other prompts. `places` are the prompts' indices where they
-    are one rank's share of a longer list: then it does not depend on the number of ranks either.
-    `on_progress` is told how many responses are
+    neither on the batch size nor on the other prompts. `on_progress` is told how many responses are
     finished, and of how many. The model must hold all its weights (no ZeRO-3 shards).
 
     Raises ValueError, with the prompt's index, for a prompt that is empty or leaves no room for
     max_new_tokens in the model's context.
     """
     _check_lengths(prompts, model.config.max_seq_len - sampling.max_new_tokens)
-    own = torch.tensor(range(len(prompts)) if places is None else places, dtype=torch.int64)
-    shape = (int(own.max()) + 1 if len(own) else 0, sampling.max_new_tokens)
-    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))[own]
+    shape = (len(prompts), sampling.max_new_tokens)
+    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     # Equal prompts are neighbours too, so that a batch finds them together.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     rows: dict[int, _Row] = {}
@@ -150,7 +143,8 @@ class _Batch:
 
     def steps(self) -> Iterator[int]:
         """Write the responses; after each token, the number of finished responses."""
-        cache, logits = prefill(self._model, self._prompts, self._sampling.max_new_tokens)
+        decoder, logits = prefill(self._model, self._prompts, self._sampling.max_new_tokens)
+        drop_below = DROP_BELOW_CUDA if logits.is_cuda else DROP_BELOW
         alive = torch.arange(len(self._prompts), device=logits.device)  # the rows still in cache
         has_ended = torch.zeros_like(alive, dtype=torch.bool)
         for step in range(self._sampling.max_new_tokens):
@@ -165,11 +159,11 @@ class _Batch:
             if num_left == 0 or step + 1 == self._sampling.max_new_tokens:
                 break
             yield len(self._prompts) - num_left
-            if num_left <= DROP_BELOW * len(alive):
+            if num_left <= drop_below * len(alive):
                 keep = (~has_ended).nonzero().squeeze(1)
-                cache.keep(keep)
+                decoder.keep(keep)
                 alive, has_ended, tokens = alive[keep], has_ended[keep], tokens[keep]
-            logits = decode(self._model, cache, tokens)
+            logits = decoder.step(tokens)
         yield len(self._prompts)
 
     def rows(self) -> Iterator[_Row]:
@@ -177,83 +171,6 @@ class _Batch:
         records = (self._tokens, self._logprobs, self._lengths)
         for tokens, logprobs, length in zip(*(r.tolist() for r in records), strict=True):
             yield _Row(tokens[:length], logprobs[:length])
-
-
-@dataclass
-class Cache:
-    """Keys and values of every layer, as far as they are written.
-
-    A row's prompt starts in column 0; what is left of the columns up to the longest prompt is never
-    attended to, and from there on every row writes the same column in the same step.
-    """
-
-    keys: list[Float[Tensor, "B KV S D"]]
-    values: list[Float[Tensor, "B KV S D"]]
-    bias: Float[Tensor, "B 1 1 S"] | None
-    """-inf on the columns between a row's prompt and the longest one; None if all are as long."""
-    positions: Int[Tensor, " B"]
-    """Position of each row's next token."""
-    num_columns: int
-    """Columns in use."""
-
-    def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Drop all other rows."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-        self.bias = None if self.bias is None else self.bias[rows]
-        self.positions = self.positions[rows]
-
-
-def prefill(
-    model: CausalLM, prompts: list[list[int]], num_new_columns: int
-) -> tuple[Cache, Float[Tensor, "B V"]]:
-    """Read the prompts; a cache with room for more columns, and the logits after each prompt.
-
-    Prompts that are equal and adjacent are read once.
-    """
-    device = model.lm_head.weight.device
-    is_new = [i == 0 or prompts[i] != prompts[i - 1] for i in range(len(prompts))]
-    unique = [prompt for prompt, new in zip(prompts, is_new, strict=True) if new]
-    source = torch.tensor(is_new).cumsum(0) - 1  # which unique prompt each row has
-    width = max(map(len, unique))
-    config = model.config
-    shape = (len(prompts), config.n_kv_heads, width + num_new_columns, config.head_dim)
-    dtype = model.backbone.norm.weight.dtype
-    keys, values = (
-        # Zeros: what is never attended to must still not be NaN, which 0 times NaN would keep.
-        [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        for _ in range(2)
-    )
-    most = PREFILL_TOKENS_CUDA if device.type == "cuda" else _PREFILL_TOKENS
-    hidden = []
-    for first, last in _pieces([len(prompt) for prompt in unique], most):
-        rows = ((source >= first) & (source < last)).nonzero().squeeze(1)
-        hidden.append(
-            _read(model.backbone, unique[first:last], source[rows] - first, rows, keys, values)
-        )
-    logits = model.lm_head(model.backbone.norm(torch.cat(hidden)))
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    bias = _padding_bias(lengths, width, shape[2], dtype)
-    return Cache(keys, values, bias, lengths, width), logits[source.to(device)]
-
-
-def decode(model: CausalLM, cache: Cache, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-    """Write one more token to every row of the cache; the logits after it."""
-    backbone = model.backbone
-    column = cache.num_columns
-    cache.num_columns += 1
-    rotation = backbone.rotation(cache.positions)
-    cache.positions = cache.positions + 1
-    bias = None if cache.bias is None else cache.bias[..., : column + 1]
-    x = backbone.embedding(tokens)
-    for layer, keys, values in zip(_layers(backbone), cache.keys, cache.values, strict=True):
-        q, keys[:, :, column], values[:, :, column] = layer.attention.project(
-            layer.attention_norm(x), rotation
-        )
-        attended = _attend(q, keys[:, :, : column + 1], values[:, :, : column + 1], bias)
-        x = x + layer.attention.output(attended)
-        x = x + layer.feed_forward(layer.feed_forward_norm(x))
-    return model.lm_head(backbone.norm(x))
 
 
 def draw(
@@ -288,76 +205,3 @@ def _invert(weights: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int
 
 def _pick(table: Tensor, columns: Int[Tensor, " B"]) -> Tensor:
     return table.gather(1, columns[:, None]).squeeze(1)
-
-
-def _attend(
-    q: Float[Tensor, "B H D"],
-    keys: Float[Tensor, "B KV S D"],
-    values: Float[Tensor, "B KV S D"],
-    bias: Float[Tensor, "B 1 1 S"] | None,
-) -> Float[Tensor, "B E"]:
-    """Attention of one query a row. Two products are 1.3 times as fast as SDPA here on CPU."""
-    grouped = (q * q.shape[-1] ** -0.5).unflatten(1, (keys.shape[1], -1))
-    scores = torch.matmul(grouped, keys.transpose(2, 3))
-    if bias is not None:
-        scores += bias
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-    return torch.matmul(weights, values).flatten(1)
-
-
-def _read(
-    backbone: Llama,
-    prompts: list[list[int]],
-    which: Int[Tensor, " K"],
-    rows: Int[Tensor, " K"],
-    keys: list[Tensor],
-    values: list[Tensor],
-) -> Float[Tensor, "U E"]:
-    """Run prompts end to end; each prompt's last hidden state, before the final norm.
-
-    Cache row rows[i] receives the keys and values of prompts[which[i]].
-    """
-    device = keys[0].device
-    documents = Documents.of([len(prompt) for prompt in prompts], device)
-    lengths = torch.tensor(documents.lengths)[which]
-    column = positions_within(lengths)
-    origin = (documents.cu_seqlens.cpu()[which].repeat_interleave(lengths) + column).to(device)
-    row, column = rows.repeat_interleave(lengths).to(device), column.to(device)
-    rotation = backbone.rotation(documents.positions)
-    x = backbone.embedding(torch.tensor([t for prompt in prompts for t in prompt], device=device))
-    for i, layer in enumerate(_layers(backbone)):
-        q, k, v = layer.attention.project(layer.attention_norm(x), rotation)
-        keys[i][row, :, column] = k[origin]
-        values[i][row, :, column] = v[origin]
-        attended = packed_attention(q, k, v, documents).flatten(-2)
-        if i == len(keys) - 1:  # beyond the last layer's attention only the last tokens matter
-            x, attended = x[documents.last], attended[documents.last]
-        x = x + layer.attention.output(attended)
-        x = x + layer.feed_forward(layer.feed_forward_norm(x))
-    return x
-
-
-def _layers(backbone: Llama) -> Iterator[Layer]:
-    return cast(Iterator[Layer], iter(backbone.layers))
-
-
-def _pieces(lengths: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Cut a list into ranges whose lengths sum to at most `most`, or that hold one element."""
-    first, size = 0, 0
-    for i, length in enumerate(lengths):
-        if size and size + length > most:
-            yield first, i
-            first, size = i, 0
-        size += length
-    yield first, len(lengths)
-
-
-def _padding_bias(
-    lengths: Int[Tensor, " B"], width: int, num_columns: int, dtype: torch.dtype
-) -> Float[Tensor, "B 1 1 S"] | None:
-    columns = torch.arange(num_columns, device=lengths.device)
-    is_padding: Bool[Tensor, "B S"] = (columns >= lengths[:, None]) & (columns < width)
-    if not is_padding.any():
-        return None
-    bias = torch.zeros(is_padding.shape, dtype=dtype, device=lengths.device)
-    return bias.masked_fill_(is_padding, -torch.inf)[:, None, None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flows.capacity import memory
 from flows.capacity.memory import Kind, MicroBatch, State
 from flows.capacity.workload import Workload
-from kernels.generation import PREFILL_TOKENS_CUDA
+from kernels.decoding import PREFILL_TOKENS_CUDA
 from kernels.model import ModelConfig
 from stages.models.finetuning import FinetuningSettings
 from stages.models.rollouts import MEASURING_TOKENS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import kernels.generation as generation
+from kernels import decoding, generation
 from kernels.attention import Documents
 from kernels.generation import Sampling, draw, generate
 from kernels.hf_layout import load_causal
@@ -96,7 +96,7 @@ def test_reading_prompts_in_pieces_changes_nothing(model, monkeypatch):
     prompts = random_prompts(20)
     prompts = prompts + prompts[3:9]  # equal prompts are read once
     expected = generate(model, prompts, Sampling(8), eos_id=EOS, seed=1)
-    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 30)
+    monkeypatch.setattr(decoding, "_PREFILL_TOKENS", 30)
     assert generate(model, prompts, Sampling(8), eos_id=EOS, seed=1).responses == expected.responses
 
 
