@@ -36,7 +36,7 @@ test: check  ## check, then the default tests, under 12 minutes on 2 cores
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here
-	$(BIN)/pytest tests/traps -m "not gpu" -v
+	$(BIN)/pytest tests/traps -m "not slow" -q -r fE
 
 resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every way, minutes
 	$(BIN)/python tests/traps/resuming/matrix.py

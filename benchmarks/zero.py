@@ -22,7 +22,7 @@ from benchmarks.turns import Turns
 from stages.models.batches import Example, collate
 from stages.runtime.engine import EngineSettings
 from stages.runtime.modules import adamw
-from stages.runtime.settings import OptimizerSettings
+from stages.runtime.settings import AdamSettings, OptimizerSettings
 
 _NUM_RANKS = 2
 
@@ -31,7 +31,9 @@ def plain_loop(turns: Turns, size: Size) -> None:
     """One process, torch only, the kernels' model."""
     seed_everything(0)
     model = policy(size.model)
-    optimizer = adamw(model, OptimizerSettings(learning_rate=3e-4), 3e-4, fused=False)
+    optimizer = adamw(
+        model, OptimizerSettings(learning_rate=3e-4), AdamSettings(), 3e-4, fused=False
+    )
     steps = token_stream(size, turns.num_laps)[:-1].reshape(
         turns.num_laps, size.global_batch_size, size.sequence_length
     )

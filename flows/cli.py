@@ -19,13 +19,11 @@ from flows.cli_options import (
     SetOption,
     VersionsOption,
     chosen_recipe,
-    claim,
     opened,
     paragraphs,
     wide_console,
 )
 from flows.environment import places, prepare
-from flows.occupied import occupied
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -102,11 +100,12 @@ def run(
 def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
     where = places(home)
     store, ledger = opened(where)
+    from flows.occupied import occupied, refuse_other_product
     from flows.report import print_report
     from flows.server import ensure_server, server_errors_explained
 
     with occupied(store):
-        claim(where, recipe)
+        refuse_other_product(where, recipe)
         prepare(where)
         prefect_at = ensure_server(where)
         from flows.pipeline import rlhf_run
@@ -144,6 +143,7 @@ def stage(
     """
     where = places(home)
     chosen = chosen_recipe(recipe, set_, where, data, seed, None, num_processes)
+    from flows.occupied import claim, occupied
     from flows.runner import Walk, find_nodes, rerun
 
     wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)

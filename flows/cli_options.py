@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from data_contracts.durable import disk_full, is_disk_full, write_durably
+from data_contracts.durable import disk_full, is_disk_full
 from data_contracts.errors import UserError
 from flows.environment import Places, places
 
@@ -31,6 +31,13 @@ RecipeOption = Annotated[
         "--recipe",
         help="A recipe's name (demo, real, 7b, 13b, 34b, 70b) or a YAML or JSON file. "
         "Without it: the recipe of the home's newest run.",
+    ),
+]
+ProductOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Make sure that the home is this recipe's: what is shown is what the home holds.",
     ),
 ]
 SetOption = Annotated[
@@ -155,24 +162,12 @@ def opened(where: Places) -> "tuple[Store, Ledger]":
     return store, Ledger(store)
 
 
-def claim(where: Places, recipe: "Recipe", keep: bool = False) -> None:
-    """Write down the home's recipe, which later commands take; `keep` leaves one that is there.
+def check_product(recipe: str | None, where: Places) -> None:
+    """Raise UserError when --recipe is for another product than the home holds."""
+    from flows.occupied import refuse_other_product
 
-    Raises UserError when the home holds another product: its versions would be mixed.
-    """
-    from flows.recipe import parse_file
-
-    if where.recipe.is_file():
-        product = parse_file(where.recipe).get("product")
-        if product != recipe.product:
-            raise UserError(
-                f"The home {where.home} holds the iterations of {product}, and recipe "
-                f"{recipe.name} is for {recipe.product}",
-                "Choose another folder with --home, one for each product",
-            )
-        if keep:
-            return
-    write_durably(where.recipe, recipe.model_dump_json(indent=2).encode())
+    if recipe is not None:
+        refuse_other_product(where, chosen_recipe(recipe, None, where, None, None, None, None))
 
 
 def print_json(value: Any) -> None:

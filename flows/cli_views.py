@@ -18,12 +18,14 @@ from flows.cli_options import (
     HomeOption,
     JsonOption,
     MfuOption,
+    ProductOption,
     PueOption,
     RecipeOption,
     SeedOption,
     SetOption,
     VersionsOption,
     WattsOption,
+    check_product,
     chosen_recipe,
     exists,
     opened,
@@ -135,9 +137,16 @@ def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: 
 
 
 @paragraphs
-def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show what every version of the home stands on: stages, times, digests."""
+def status(
+    recipe: ProductOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what every version of the home stands on: stages, times, digests.
+
+    \b
+    - `rlhf status --json`
+    """
     where = places(home)
+    check_product(recipe, where)
     from flows.models import list_status
 
     rows = list_status(*opened(where)) if exists(where) else []
@@ -166,7 +175,9 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 @paragraphs
-def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def models(
+    recipe: ProductOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
     """List the models of the home: name, version, digest, path.
 
     Each folder is in Hugging Face layout: transformers, vLLM and lm-eval load it as it is.
@@ -175,6 +186,7 @@ def models(home: HomeOption = None, as_json: JsonOption = False) -> None:
     - `rlhf models --json`
     """
     where = places(home)
+    check_product(recipe, where)
     from flows.models import list_models
 
     rows = list_models(*opened(where)) if exists(where) else []

@@ -5,9 +5,10 @@ from typing import Any
 from prefect import flow
 
 from data_contracts.store import Store
+from flows.environment import places
 from flows.graph import BASE
 from flows.iteration import as_recipe, rlhf_iteration
-from flows.occupied import occupied
+from flows.occupied import claim, occupied
 
 
 @flow(name="rlhf-run", flow_run_name="rlhf-run", persist_result=False)
@@ -17,10 +18,12 @@ def rlhf_run(recipe: str | dict[str, Any], home: str, force: list[str] | None = 
     Each iteration is a run of its own in Prefect and gets the outputs that this run has made so
     far, pinned, so that another recipe in the same home cannot come between.
     """
-    values = as_recipe(recipe).model_dump(mode="json")
+    typed = as_recipe(recipe)
+    values = typed.model_dump(mode="json")
     pinned: dict[str, Any] = {}
     base = rlhf_iteration.with_options(flow_run_name="rlhf-base")
     with occupied(Store.open(home)):
-        for version in range(BASE, int(values["num_versions"]) + 1):
+        claim(places(home), typed)
+        for version in range(BASE, typed.num_versions + 1):
             iteration = base if version == BASE else rlhf_iteration
             pinned = iteration(version, values, home, force, pinned)

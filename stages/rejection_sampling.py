@@ -25,7 +25,7 @@ from stages.models.rewards import RewardModels, Scores
 from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
-from stages.text.dialogue import render_demonstration
+from stages.text.dialogue import render_demonstration, render_prompt
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
@@ -70,18 +70,21 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     """Sample K, score, choose the best, add the bag of earlier ones, fine-tune, save."""
     prompts, samples, scores = sample_and_score(config, work)
     scored = scored_rows(config, prompts, samples, scores)
-    best = demonstrations_of(scored)
-    bag = best + earlier_best(config, work, {row["demonstration_id"] for row in best})
+    best = [row for row in scored if row["best"]]
+    bag = best + earlier_best(config, work, {row["sample_id"] for row in best})
 
     policy, tokenizer = load_policy(work, config.start_from)
     replay = replayed(config, work, len(bag))
-    examples = answer_examples(bag + replay, tokenizer, config.finetuning.sequence_length)
+    longest = config.finetuning.sequence_length
+    examples = best_examples(bag, tokenizer, longest) + answer_examples(replay, tokenizer, longest)
     engine = finetune(policy, examples, config.finetuning, config.seed, work)
 
     return StageOutput(
         {
             "scored_samples": table_output(work, "scored_samples", "scored_samples", scored),
-            "demonstrations": table_output(work, "demonstrations", "demonstrations", bag),
+            "demonstrations": table_output(
+                work, "demonstrations", "demonstrations", demonstrations_of(bag)
+            ),
             "model": save_policy(work, "model", engine, policy.config, tokenizer),
         },
         {
@@ -188,7 +191,7 @@ def scored_row(
     }
 
 
-def demonstrations_of(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def demonstrations_of(best: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best answers as demonstrations: earlier turns are context, the answer is learnt."""
     return [
         {
@@ -199,17 +202,16 @@ def demonstrations_of(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 {"role": "assistant", "content": row["response"], "loss": True},
             ],
         }
-        for row in scored
-        if row["best"]
+        for row in best
     ]
 
 
 def earlier_best(config: Config, work: WorkDir, present: set[str]) -> list[dict[str, Any]]:
-    """Best answers of the earlier iterations in the bag."""
+    """Best samples of the earlier iterations in the bag."""
     rows: list[dict[str, Any]] = []
     for ref in config.earlier_samples:
-        rows += demonstrations_of(work.table(ref, "scored_samples").to_pylist())
-    return [row for row in rows if row["demonstration_id"] not in present]
+        rows += work.table(ref, "scored_samples").to_pylist()
+    return [row for row in rows if row["best"] and row["sample_id"] not in present]
 
 
 def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any]]:
@@ -220,6 +222,21 @@ def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any
     table = work.table(config.demonstrations, "demonstrations")
     order = shuffled(table.num_rows, config.seed, config.version)[:count]
     return table.take(order).to_pylist()
+
+
+def best_examples(
+    best: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
+) -> list[Example]:
+    """The best samples that fit, by the ids that were drawn and scored.
+
+    Their text encoded anew can be another sequence of ids, which nobody scored (trap 16).
+    """
+    examples = []
+    for row in best:
+        prompt, response = render_prompt(row["messages"], tokenizer), row["response_tokens"]
+        loss_mask = [False] * len(prompt) + [True] * len(response)
+        examples.append(Example(prompt + response, loss_mask, row["sample_id"]))
+    return [example for example in examples if len(example.tokens) <= sequence_length]
 
 
 def answer_examples(

@@ -1,7 +1,7 @@
 """PPO's update: one pass over a batch of rollouts, a gradient step on each mini-batch (§3.2.3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,38 +15,14 @@ from stages.models.rollouts import Rollouts
 from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine
 
-BIASED_SAMPLING = frozenset(
-    [
-        "bad_words",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "do_sample",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "exponential_decay_length_penalty",
-        "forced_eos_token_id",
-        "frequency_penalty",
-        "ignore_eos",
-        "length_penalty",
-        "logit_bias",
-        "logits_processors",
-        "min_length",
-        "min_new_tokens",
-        "min_p",
-        "min_tokens",
-        "no_repeat_ngram_size",
-        "num_beams",
-        "presence_penalty",
-        "repetition_penalty",
-        "sequence_bias",
-        "suppress_tokens",
-        "tfs",
-        "top_a",
-        "top_k",
-        "top_p",
-        "typical_p",
-    ]
-)
+BIASED_SAMPLING = frozenset({
+    "bad_words", "bad_words_ids", "begin_suppress_tokens", "do_sample", "epsilon_cutoff",
+    "eta_cutoff", "exponential_decay_length_penalty", "forced_eos_token_id", "frequency_penalty",
+    "ignore_eos", "length_penalty", "logit_bias", "logits_processors", "min_length",
+    "min_new_tokens", "min_p", "min_tokens", "no_repeat_ngram_size", "num_beams",
+    "presence_penalty", "repetition_penalty", "sequence_bias", "suppress_tokens", "tfs", "top_a",
+    "top_k", "top_p", "typical_p",
+})  # fmt: skip
 """Settings of other generators. Each would change the distribution that responses are drawn from,
 and none would be in the log-probs, so that the KL can even become negative."""
 
@@ -68,7 +44,8 @@ class UpdateSettings(Contract):
     @model_validator(mode="before")
     @classmethod
     def _refuse_biased_sampling(cls, values: Any) -> Any:
-        if found := sorted(BIASED_SAMPLING.intersection(values)):
+        named = values if isinstance(values, Mapping) else ()
+        if found := sorted(BIASED_SAMPLING.intersection(named)):
             raise ValueError(
                 f"sampling with {', '.join(found)} is refused: PPO's ratio and KL hold for "
                 "responses drawn from the whole distribution (trap 9). Leave it out; temperature "

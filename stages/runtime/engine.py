@@ -96,7 +96,7 @@ class Engine:
         is_bf16 = settings.precision == "bf16"
         exact = fp32_weights(module) if is_bf16 and rank.is_main else {}
         self._fused = rank.device.type == "cuda"
-        self._adamw = adamw(module, optimizer, schedule(0), self._fused)
+        self._adamw = adamw(module, optimizer, settings.adam, schedule(0), self._fused)
         config = deepspeed_config(settings, self._stage, optimizer.gradient_clipping, module)
         self._deepspeed = zero.initialize(module, config, self._adamw)
         # Its hooks would keep weights and optimizer state of ZeRO alive for as long as the process.

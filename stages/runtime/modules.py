@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.settings import OptimizerSettings
+from stages.runtime.settings import AdamSettings, OptimizerSettings
 
 
 def adamw(
-    module: nn.Module, settings: OptimizerSettings, learning_rate: float, fused: bool
+    module: nn.Module,
+    settings: OptimizerSettings,
+    constants: AdamSettings,
+    learning_rate: float,
+    fused: bool,
 ) -> torch.optim.AdamW:
     """AdamW over the trained parameters; vectors (norms) are not decayed."""
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -22,8 +26,8 @@ def adamw(
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
+        betas=(constants.beta1, constants.beta2),
+        eps=constants.epsilon,
         fused=fused,
     )
 

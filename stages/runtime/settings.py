@@ -16,12 +16,22 @@ _PERSISTENT_ELEMENTS = 100_000
 """ZeRO-3 keeps parameters below this size on every rank (norms): gathering them costs latency."""
 
 
+class AdamSettings(Contract):
+    """AdamW's constants as in §2.2, where libraries differ in value and place (trap 23)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Added outside the square root."""
+
+
 class EngineSettings(Contract):
-    """How a model is trained. Only the precision changes the result beyond rounding."""
+    """How a model is trained. Precision and Adam alone change the result beyond rounding."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=_NOT_IN_KEY)
     """Shard nothing, optimizer state, gradients as well, weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    adam: AdamSettings = AdamSettings()
     activation_checkpointing: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
     """Recompute each block's activations in the backward pass."""
     offload_optimizer: bool = Field(default=False, json_schema_extra=_NOT_IN_KEY)
@@ -48,14 +58,10 @@ class CheckpointSettings(Contract):
 
 
 class OptimizerSettings(Contract):
-    """AdamW as in §2.2."""
+    """What a stage asks of AdamW; its constants are the engine's."""
 
     learning_rate: float
     """The schedule's peak, recorded here; the schedule itself says what each step uses."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-5
-    """Added outside the square root."""
     weight_decay: float = 0.1
     """Not applied to vectors (norms)."""
     gradient_clipping: float = 1.0

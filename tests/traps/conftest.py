@@ -1,9 +1,16 @@
-"""What the traps share: a small vocabulary, and skips where a GPU is needed."""
+"""What the traps share, and the table that `make traps` ends with."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 from trap_models import VOCAB
 from trap_ranks import of_one_rank, of_two_ranks
+from trap_table import FOLDER, traps
 
 from stages.text.tokenizer import Tokenizer
 from stages.text.training import train_bpe
@@ -31,6 +38,52 @@ def one_rank(tmp_path_factory, tokenizer):
     return of_one_rank(tmp_path_factory.mktemp("one_rank"), tokenizer)
 
 
+def pytest_collection_modifyitems(items):
+    """Under xdist, one worker launches the two ranks, and it alone."""
+    for item in items:
+        if "two_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("two_ranks"))
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Every trap that was tried, where nothing but traps was."""
+    places = [Path(argument.split("::")[0]).absolute() for argument in config.args]
+    if not all(place == FOLDER or FOLDER in place.parents for place in places):
+        return
+    console = Console(width=shutil.get_terminal_size((120, 0)).columns)
+    with console.capture() as capture:
+        console.print(_table(_outcomes(terminalreporter.stats)))
+    terminalreporter.write("\n" + capture.get())
+
+
+def _outcomes(stats):
+    """By file: how many cases passed, failed and were skipped."""
+    kinds = {"passed": "passed", "failed": "failed", "error": "failed", "skipped": "skipped"}
+    outcomes: dict[str, Counter[str]] = {}
+    for kind, name in kinds.items():
+        for report in stats.get(kind, ()):
+            file = Path(report.nodeid.split("::")[0]).name
+            outcomes.setdefault(file, Counter())[name] += 1
+    return outcomes
+
+
+def _table(outcomes):
+    table = Table("#", "trap", "", "cases", title="What breaks RLHF code", title_justify="left")
+    for trap in traps():
+        if counts := outcomes.get(trap.path.name):
+            cases = str(counts["passed"] + counts["failed"])
+            if counts["skipped"]:
+                cases += f" + {counts['skipped']} on a GPU"
+            table.add_row(str(trap.number), trap.sentence, _verdict(counts), cases)
+    return table
+
+
+def _verdict(counts):
+    if counts["failed"]:
+        return "[red]FAILS[/red]"
+    return "[green]holds[/green]" if counts["passed"] else "needs a GPU"

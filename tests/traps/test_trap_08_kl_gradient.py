@@ -1,7 +1,7 @@
 """Trap 8: a KL estimator is differentiated as a loss, and its gradient is not that of the KL.
 
-When it bites: k1 as a loss pushes nowhere on average, k3 as a loss towards the wrong divergence;
-the policy drifts while the KL that is printed looks held.
+When it bites: as a loss, k1 pushes nowhere on average and k3 towards the wrong divergence; the
+policy drifts while the KL that is printed looks held.
 
 A tabular policy over all texts of two tokens shows it: the expectation is taken over every text
 in place of samples, so that the gradient is exact and no noise can hide a bug.

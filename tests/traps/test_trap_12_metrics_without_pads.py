@@ -35,23 +35,25 @@ CLOSE = 2e-5
 def test_metrics_of_the_update_are_means_over_response_tokens(
     tmp_path, tokenizer, micro_batch_size
 ):
-    """A clip so narrow that it bites: the log-probs are moved as an earlier step would."""
+    """Old log-probs and values are moved, as by an earlier step, so that the clips bite."""
     ready = bench(tmp_path, tokenizer, micro_batch_size=micro_batch_size)
     rollouts = ready.roll_out()
     steps = torch.linspace(-0.5, 0.5, len(rollouts.logprobs))
+    values = rollouts.values.clone()
     rollouts.logprobs.add_(steps)
+    rollouts.values.add_(steps.flip(0))
     entropy = plain_entropy(ready.models.policy.module, rollouts)
-    values = rollouts.values + 0  # of the same critic: inside the value's clip everywhere
-    found = ready.update(rollouts)
     policy, clipped, approx_kl = plain_policy_terms(-steps, rollouts.advantages)
-    value = ((values - rollouts.returns) ** 2 / 2).mean().item()
-    spread = rollouts.returns.var(correction=0)
-    explained = 1 - (rollouts.returns - values).var(correction=0) / spread
+    value, value_clipped = plain_value_terms(values, rollouts.values, rollouts.returns)
+    errors = rollouts.returns - rollouts.values
+    explained = 1 - errors.var(correction=0) / rollouts.returns.var(correction=0)
+    found = ready.update(rollouts)
     assert found["ppo/policy_loss"] == pytest.approx(policy, abs=CLOSE)
     assert found["ppo/policy_clip_fraction"] == pytest.approx(clipped, abs=CLOSE)
     assert found["ppo/approx_kl"] == pytest.approx(approx_kl, abs=CLOSE)
     assert found["ppo/entropy"] == pytest.approx(entropy, abs=CLOSE)
     assert found["ppo/value_loss"] == pytest.approx(value, abs=CLOSE)
+    assert found["ppo/value_clip_fraction"] == pytest.approx(value_clipped, abs=CLOSE)
     assert found["ppo/explained_variance"] == pytest.approx(explained.item(), abs=CLOSE)
     for name in ("policy", "value"):
         gradients = getattr(ready.models, name).gradients.values()
@@ -69,6 +71,19 @@ def plain_policy_terms(log_ratios, advantages):
         clipped.append(-advantage * inside > -advantage * ratio)
         kl.append(ratio - 1 - log_ratio)
     return tuple(sum(x) / len(x) for x in (losses, clipped, kl))
+
+
+def plain_value_terms(values, old_values, returns):
+    """Means over tokens of the clipped error, and of where the clip bites."""
+    losses, clipped = [], []
+    for value, old, target in zip(
+        *(x.tolist() for x in (values, old_values, returns)), strict=True
+    ):
+        inside = min(max(value, old - 0.2), old + 0.2)
+        errors = (value - target) ** 2, (inside - target) ** 2
+        losses.append(max(errors) / 2)
+        clipped.append(errors[1] > errors[0])
+    return sum(losses) / len(losses), sum(clipped) / len(clipped)
 
 
 def test_metrics_of_the_rollout_are_means_over_responses(tmp_path, tokenizer):

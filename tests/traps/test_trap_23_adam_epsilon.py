@@ -1,91 +1,121 @@
 """Trap 23: Adam's epsilon is left to a library's default, or stands where another library puts it.
 
-At 1e-5 it is no detail: a gradient of that size moves a weight half as far as one far above it.
-Set from the settings, added outside the bias-corrected root, and part of what a stage is keyed by.
+When it bites: at 1e-5 it is no detail: a gradient of that size moves a weight half as far as one
+far above it, and a result can be repeated with one library only.
 
-Planted, and caught by the check below:
-- epsilon not passed on (torch's default, 1e-8);
-- epsilon added before the bias correction, as TensorFlow does;
-- epsilon inside the square root.
+Here it is set from the settings, added outside the bias-corrected root, and part of what a stage
+is keyed by and recorded with.
+
+Seen to fail with each of these planted in the product:
+- epsilon or the betas not passed on (torch's defaults), by the optimizer or by the engine;
+- epsilon added before the bias correction, as TensorFlow does, or inside the square root;
+- beta1 and beta2 exchanged, or the bias correction left out;
+- weight decay on norms, or added to the gradient;
+- the learning rate of the step before, or of the peak;
+- the constants missing from the stages' configs, or from their keys.
 """
+
+import math
 
 import pytest
 import torch
 from torch import nn
+from trap_ppo import NO_ARTIFACT
 
-from stages.runtime.modules import adamw
-from stages.runtime.settings import OptimizerSettings
+from data_contracts.keys import stage_key
+from stages import ppo, pretrain, rejection_sampling, reward_model, sft
+from stages.runtime.distributed import process_group
+from stages.runtime.engine import Engine
+from stages.runtime.settings import AdamSettings, EngineSettings, OptimizerSettings
 
-SETTINGS = OptimizerSettings(learning_rate=0.1, weight_decay=0.0)
-GRADIENT = 1e-5
-
-
-def ours(num_steps):
-    module = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    optimizer = adamw(module, SETTINGS, SETTINGS.learning_rate, fused=False)
-    before = module.weight.item()
-    for _ in range(num_steps):
-        module.weight.grad = torch.full((1, 1), GRADIENT, dtype=torch.float64)
-        optimizer.step()
-    return before - module.weight.item()
+LEARNING_RATE, DECAY = 0.1, 0.5
+GRADIENTS = [1e-5, -3e-5, 2e-4, 1e-5]
 
 
-def check(distance_after):
-    """With one gradient throughout, both corrected moments are exact: g and g²."""
-    assert pytest.approx(1e-5) == SETTINGS.epsilon
-    for num_steps in (1, 2, 10):
-        assert distance_after(num_steps) == pytest.approx(num_steps * 0.1 * 0.5, rel=1e-6)
+class Line(nn.Module):
+    """A matrix of one weight, which decays, and a vector of one, which does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.full((1, 1), 2.0))
+        self.vector = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, gradient: float) -> torch.Tensor:
+        return (self.matrix.sum() + self.vector.sum()) * gradient
 
 
-def test_epsilon_is_set_and_outside_the_root():
-    check(ours)
+def trained(adam, zero_stage):
+    """Both weights of a real engine after each of its steps."""
+    settings = EngineSettings(adam=adam, zero_stage=zero_stage)
+    optimizer = OptimizerSettings(
+        learning_rate=LEARNING_RATE, weight_decay=DECAY, gradient_clipping=0.0
+    )
+    engine = Engine(
+        Line(), optimizer, lambda step: LEARNING_RATE / (step + 1), settings, process_group()
+    )
+    weights = []
+    for gradient in GRADIENTS:
+        engine.backward(engine(gradient), last=True)
+        engine.step()
+        state = engine.full_state()
+        weights.append([state["matrix"].item(), state["vector"].item()])
+    return weights
 
 
-def test_epsilon_is_recorded():
-    assert SETTINGS.meaning()["epsilon"] == 1e-5
+def plain(adam):
+    """AdamW as its paper has it (Loshchilov & Hutter 2019, algorithm 2), on two numbers."""
+    weights, m, v = [2.0, 2.0], 0.0, 0.0
+    found = []
+    for t, gradient in enumerate(GRADIENTS, start=1):
+        m = adam.beta1 * m + (1 - adam.beta1) * gradient
+        v = adam.beta2 * v + (1 - adam.beta2) * gradient**2
+        corrected, square = m / (1 - adam.beta1**t), v / (1 - adam.beta2**t)
+        step = corrected / (math.sqrt(square) + adam.epsilon)
+        for i, decay in enumerate((DECAY, 0.0)):
+            weights[i] -= LEARNING_RATE / t * (step + decay * weights[i])
+        found.append(list(weights))
+    return found
 
 
-def distance(step):
-    """A plain Adam of one weight; step(m, v, t) moves it from the uncorrected moments."""
-
-    def distance_after(num_steps):
-        m = v = moved = 0.0
-        for t in range(1, num_steps + 1):
-            m = 0.9 * m + 0.1 * GRADIENT
-            v = 0.95 * v + 0.05 * GRADIENT**2
-            moved += 0.1 * step(m, v, t)
-        return moved
-
-    return distance_after
-
-
-def corrected(m, v, t):
-    return m / (1 - 0.9**t), v / (1 - 0.95**t)
-
-
-def outside(m, v, t, epsilon=1e-5):
-    mean, square = corrected(m, v, t)
-    return mean / (square**0.5 + epsilon)
-
-
-def as_tensorflow(m, v, t):
-    return (1 - 0.95**t) ** 0.5 / (1 - 0.9**t) * m / (v**0.5 + 1e-5)
-
-
-def inside_the_root(m, v, t):
-    mean, square = corrected(m, v, t)
-    return mean / (square + 1e-5) ** 0.5
-
-
-def test_the_plain_adam_without_a_bug_is_right():
-    check(distance(outside))
-
-
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 @pytest.mark.parametrize(
-    "bug",
-    [lambda m, v, t: outside(m, v, t, epsilon=1e-8), as_tensorflow, inside_the_root],
-    ids=["torch's default", "TensorFlow's place", "inside the root"],
+    "adam", [AdamSettings(), AdamSettings(beta1=0.5, beta2=0.7, epsilon=1e-3)], ids=["ours", "set"]
 )
-def test_planted_bugs_are_caught(bug):
-    with pytest.raises(AssertionError):
-        check(distance(bug))
+def test_every_step_is_that_of_the_paper(zero_stage, adam):
+    for found, expected in zip(trained(adam, zero_stage), plain(adam), strict=True):
+        assert found == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_gradient_of_epsilon_moves_half_as_far():
+    """By hand, with one gradient throughout: both corrected moments are exact, g and g²."""
+    assert AdamSettings() == AdamSettings(beta1=0.9, beta2=0.95, epsilon=1e-5)
+    _, vector = trained(AdamSettings(), 0)[0]
+    assert vector == pytest.approx(2 - 0.1 * 1e-5 / (1e-5 + 1e-5), abs=1e-6)
+
+
+CONFIGS = [
+    (ppo.Config, "policy helpfulness_rm safety_rm prompts"),
+    (pretrain.Config, "token_shards tokenizer"),
+    (sft.Config, "init_from demonstrations"),
+    (reward_model.Config, "init_from open_preferences"),
+]
+
+
+def config_of(config_type, inputs, **engine):
+    values = dict.fromkeys(inputs.split(), NO_ARTIFACT) | {"engine": engine}
+    if config_type is reward_model.Config:
+        values |= {"preferences": [], "domain": "safety"}
+    return config_type.model_validate(values)
+
+
+@pytest.mark.parametrize(("config_type", "inputs"), CONFIGS)
+def test_every_stage_that_trains_is_recorded_and_keyed_with_it(config_type, inputs):
+    ours = config_of(config_type, inputs)
+    assert ours.model_dump()["engine"]["adam"]["epsilon"] == 1e-5
+    other = config_of(config_type, inputs, adam={"epsilon": 1e-8})
+    assert stage_key("s", "1", ours) != stage_key("s", "1", other)
+
+
+def test_rejection_sampling_is_recorded_with_it():
+    settings = rejection_sampling.RejectionSamplingSettings()
+    assert settings.meaning()["finetuning"]["engine"]["adam"]["epsilon"] == 1e-5

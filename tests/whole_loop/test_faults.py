@@ -11,20 +11,12 @@ from whole_loop_home import (
     TINY,
     believed,
     digests,
+    forget,
     planned,
     run_rlhf,
     running_rlhf,
     wait_until,
 )
-
-
-def forget_version_2(home: Path) -> None:
-    """Take back the newest iteration: its heads and the manifests that they point to."""
-    for head in (home / "iterations" / "v2").iterdir():
-        key = json.loads(head.read_text())["head"]["key"]
-        (home / "manifests" / f"{key}.json").unlink()
-        shutil.rmtree(home / "work" / key)
-        head.unlink()
 
 
 def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
@@ -34,7 +26,7 @@ def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
     """
     killed = Path(shutil.copytree(home, tmp_path / "home"))
     (ppo,) = (s.key for s in planned(killed) if str(s.node.id) == "v2/ppo")
-    forget_version_2(killed)
+    forget(killed, 2)
     with running_rlhf("run", "--recipe", TINY, home=killed) as process:
         wait_until((killed / "work" / str(ppo) / "attempt-1").exists, "PPO", process)
         os.killpg(process.pid, signal.SIGKILL)

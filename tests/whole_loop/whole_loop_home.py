@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
+from flows.graph import version_label
 from flows.planner import Step
 from flows.planner import plan as plan_steps
 from flows.recipe import load_recipe
@@ -118,7 +120,21 @@ def digests(home: Path) -> dict[str, dict[str, str]]:
     """Digest by role of every output of every node."""
     out = run_rlhf("status", "--json", home=home)
     assert out.returncode == 0, out.stderr
-    return {f"v{row['version']}/{row['node']}": row["outputs"] for row in json.loads(out.stdout)}
+    rows = json.loads(out.stdout)
+    return {f"{version_label(row['version'])}/{row['node']}": row["outputs"] for row in rows}
+
+
+def forget(home: Path, first_version: int) -> None:
+    """Take back all that this version and later ones made, as if they had not begun."""
+    for version in range(first_version, 3):
+        for head in (home / "iterations" / f"v{version}").iterdir():
+            manifest = home / "manifests" / f"{json.loads(head.read_text())['head']['key']}.json"
+            for output in json.loads(manifest.read_text())["outputs"].values():
+                shutil.rmtree(home / "objects" / output["digest"])
+                (home / "objects" / f"{output['digest']}.json").unlink()
+            shutil.rmtree(home / "work" / manifest.stem)
+            manifest.unlink()
+            head.unlink()
 
 
 def wait_until(
