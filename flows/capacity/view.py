@@ -56,7 +56,9 @@ class CapacityReport:
 
 def _need(found: StageAssessment) -> str:
     held = found.memory
-    sampler = f"; {held.sampler / GIB:,.1f} is a whole policy to sample from" if held.sampler else ""
+    sampler = (
+        f"; {held.sampler / GIB:,.1f} is a whole policy to sample from" if held.sampler else ""
+    )
     return f"{found.stage.name} {held.peak / GIB:,.1f} GiB to {held.peak_phase}{sampler}"
 
 

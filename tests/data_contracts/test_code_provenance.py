@@ -10,7 +10,7 @@ from data_contracts.provenance import code_digest, git_commit, package_versions,
 PACKAGE = "a_package_of_the_test"
 FILES = {
     "__init__.py": "",
-    "stage.py": f"import json\nfrom {PACKAGE} import near\nfrom {PACKAGE}.inner.deep import thing\n",
+    "stage.py": f"import json\nfrom {PACKAGE} import near\nimport {PACKAGE}.inner.deep as deep\n",
     "near.py": "def late():\n    from . import later\n",
     "later.py": "import other_package_of_the_test\n",
     "inner/__init__.py": "from .. import inner_needs\n",
