@@ -1,26 +1,53 @@
 """Which code made an artifact: recorded beside it, never part of its key."""
 
+import ast
+import functools
 import hashlib
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from importlib import metadata
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 _GIT_SECONDS = 10
 
 
-def code_digest(packages: Iterable[str]) -> str:
-    """sha256 in hex over the .py files of packages or modules, by name and content.
+def code_digest(module: str, packages: Collection[str]) -> str:
+    """sha256 in hex over the sources behind a module, by name and content; see `sources_of`.
 
     Raises:
-        ModuleNotFoundError: one of them cannot be imported.
+        ModuleNotFoundError: there is no such module.
     """
     digest = hashlib.sha256()
-    for package in sorted(set(packages)):
-        for name, path in _sources(package):
-            digest.update(f"{package}\0{name}\0{hash_of_source(path)}\n".encode())
+    for name, path in sorted(sources_of(module, packages).items()):
+        digest.update(f"{name}\0{hash_of_source(path)}\n".encode())
     return digest.hexdigest()
+
+
+def sources_of(module: str, packages: Collection[str]) -> dict[str, Path]:
+    """Source files of a module and of all that it imports from `packages`, by module name.
+
+    Read from the import statements, those inside functions too, and followed from file to file; a
+    module's packages run before it and are part of it. A name that is computed is not seen.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    if _file_of(module) is None:
+        raise ModuleNotFoundError(f"There is no module {module!r} to read the source of")
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])
+        wanted = _imported(name, path)
+        waiting += [other for other in wanted if other.partition(".")[0] in packages]
+    return found
 
 
 def hash_of_source(path: Path) -> str:
@@ -30,11 +57,14 @@ def hash_of_source(path: Path) -> str:
 
 def git_commit(package: str = "data_contracts") -> str:
     """Commit of the checkout a package is imported from, "+changes" when it is edited; else ""."""
-    folder = _origin(package).parent
-    commit = _git(folder, "rev-parse", "HEAD")
+    origin = _file_of(package)
+    if origin is None:
+        raise ModuleNotFoundError(f"There is no package {package!r} to look for a checkout of")
+    commit = _git(origin.parent, "rev-parse", "HEAD")
     if not commit:
         return ""
-    return f"{commit}+changes" if _git(folder, "status", "--porcelain", "-uno") else commit
+    is_edited = _git(origin.parent, "status", "--porcelain", "-uno")
+    return f"{commit}+changes" if is_edited else commit
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
@@ -48,19 +78,44 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def _sources(package: str) -> list[tuple[str, Path]]:
-    origin = _origin(package)
-    if origin.name != "__init__.py":
-        return [(origin.name, origin)]
-    folder = origin.parent
-    return [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*.py"))]
-
-
-def _origin(package: str) -> Path:
-    spec = find_spec(package)
+def _file_of(module: str) -> Path | None:
+    """Where a module's source is, found without importing it; None when there is none."""
+    root, *parts = module.split(".")
+    spec = find_spec(root)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"There is no package {package!r} to read the source of")
-    return Path(spec.origin)
+        return None
+    origin = Path(spec.origin)
+    if not parts:
+        return origin
+    path = origin.parent.joinpath(*parts)
+    candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _imported(module: str, path: Path) -> frozenset[str]:
+    stat = path.stat()
+    return _names_imported(module, path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _names_imported(module: str, path: Path, size_bytes: int, modified_ns: int) -> frozenset[str]:
+    """Dotted names in a file's import statements, of modules or of what is in them.
+
+    Size and time are there so that a changed file is read again.
+    """
+    is_package = path.name == "__init__.py"
+    package = module if is_package else module.rpartition(".")[0]
+    return frozenset(_names_in(ast.parse(path.read_bytes()), package))
+
+
+def _names_in(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _git(folder: Path, *arguments: str) -> str:

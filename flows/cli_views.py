@@ -120,10 +120,13 @@ def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: 
             if dumped not in shown.values():
                 shown[str(step.node.id)] = dumped
         console.print(yaml.safe_dump(shown, sort_keys=False), markup=False, soft_wrap=True)
-    if any(step.code_changed for step in steps):
+    changed = dict.fromkeys(step.node.stage for step in steps if step.code_changed)
+    if changed:
         console.print(
-            "Note: the code has changed since some of these results were made. They are reused "
-            "as long as the stage's VERSION is the same; --force NODE makes one again."
+            f"Note: the code behind {', '.join(changed)} has changed since their results were "
+            "made. They are reused as long as the stage's VERSION is the same; --force NODE makes "
+            "one again.",
+            soft_wrap=True,
         )
     for missing in dict.fromkeys(step.missing for step in steps if step.missing):
         console.print(f"To supply: {missing}", markup=False, soft_wrap=True)

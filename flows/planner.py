@@ -11,12 +11,11 @@ from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.ledger import Ledger
-from data_contracts.provenance import code_digest
 from data_contracts.store import Manifest, Store
 from flows.graph import Node, NodeId, Output, nodes, outputs_in
 from flows.recipe import Recipe
 from flows.sources import on_disk
-from stages.runtime.stage import CODE_PACKAGES, stage_module
+from stages.runtime.stage import stage_code, stage_module
 
 _MOST_CHANGES_SHOWN = 3
 
@@ -129,7 +128,7 @@ def _step(
         return Step(node, "run", reason, key, config=config)
     if is_named(node, force):
         return Step(node, "run", "forced", key, manifest, config)
-    changed = manifest.code_digest != current_code()
+    changed = manifest.code_digest != current_code(node.stage)
     return Step(
         node,
         "reuse",
@@ -153,9 +152,9 @@ def _waiting_reason(node: Node, waiting: list[NodeId], head: Manifest | None) ->
 
 
 @functools.cache
-def current_code() -> str:
-    """Digest of the code as it is now."""
-    return code_digest(CODE_PACKAGES)
+def current_code(stage: str) -> str:
+    """Digest of the code behind a stage as it is now."""
+    return stage_code(stage_module(stage).__name__)
 
 
 def _no_store(ref: ArtifactRef) -> Path:

@@ -30,6 +30,9 @@ class Size:
     kl_beta: float
     pretraining_gpu_hours: int
     """On A100-80GB (Table 2); the planner's assumed utilisation comes from it."""
+    reward_model_micro_batch_size: int
+    generation_batch_size: int
+    """Both so that the stage fits where it can: 7B on 8 A100-80GB, the others on 64."""
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -38,10 +41,10 @@ class Size:
 
 
 SIZES = {
-    "7b": Size(4096, 32, 32, 32, 11008, 3.0e-4, 1e-5, 0.01, 184_320),
-    "13b": Size(5120, 40, 40, 40, 13824, 3.0e-4, 1e-5, 0.01, 368_640),
-    "34b": Size(8192, 48, 64, 8, 22016, 1.5e-4, 1e-5, 0.005, 1_038_336),
-    "70b": Size(8192, 80, 64, 8, 28672, 1.5e-4, 5e-6, 0.005, 1_720_320),
+    "7b": Size(4096, 32, 32, 32, 11008, 3.0e-4, 1e-5, 0.01, 184_320, 8, 16),
+    "13b": Size(5120, 40, 40, 40, 13824, 3.0e-4, 1e-5, 0.01, 368_640, 8, 16),
+    "34b": Size(8192, 48, 64, 8, 22016, 1.5e-4, 1e-5, 0.005, 1_038_336, 4, 16),
+    "70b": Size(8192, 80, 64, 8, 28672, 1.5e-4, 5e-6, 0.005, 1_720_320, 2, 2),
 }
 
 
@@ -49,7 +52,12 @@ def llama2(name: str) -> Recipe:
     """The paper's run at one size: five versions, PPO at V5. Its user supplies the sources."""
     size = SIZES[name]
     engine = EngineSettings(zero_stage=3, precision="bf16", activation_checkpointing=True)
-    reward_model = RewardModelSettings(learning_rate=size.reward_model_learning_rate, engine=engine)
+    rows = size.generation_batch_size
+    reward_model = RewardModelSettings(
+        learning_rate=size.reward_model_learning_rate,
+        micro_batch_size=size.reward_model_micro_batch_size,
+        engine=engine,
+    )
     return Recipe(
         name=name,
         description=f"Llama 2 {name.upper()} as published; supply the sources in a file with "
@@ -68,10 +76,12 @@ def llama2(name: str) -> Recipe:
             engine=engine,
         ),
         sft=SftSettings(engine=engine),
-        sample_pairs=SamplePairsSettings(engine=engine),
+        sample_pairs=SamplePairsSettings(generation_batch_size=rows, engine=engine),
         helpfulness_rm=reward_model,
         safety_rm=reward_model,
-        rejection_sampling=RejectionSamplingSettings(finetuning=FinetuningSettings(engine=engine)),
-        ppo=PpoSettings(kl_beta=size.kl_beta, engine=engine),
-        evaluate=EvaluateSettings(engine=engine),
+        rejection_sampling=RejectionSamplingSettings(
+            generation_batch_size=rows, finetuning=FinetuningSettings(engine=engine)
+        ),
+        ppo=PpoSettings(kl_beta=size.kl_beta, generation_batch_size=rows, engine=engine),
+        evaluate=EvaluateSettings(generation_batch_size=rows, engine=engine),
     )

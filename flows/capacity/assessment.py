@@ -7,7 +7,7 @@ from flows.capacity.compute import Cost, Machine, assumed_mfu, cost
 from flows.capacity.holdings import StageMemory
 from flows.capacity.memory import FP32, num_parameters
 from flows.capacity.options import CardOptions
-from flows.capacity.remedies import Remedies, remedies, usable_bytes
+from flows.capacity.remedies import Remedy, remedies, usable_bytes
 from flows.capacity.stages import TrainingStage, planned_model, training_stages
 from flows.capacity.workload import Workload, workload
 from flows.recipe import Recipe
@@ -25,8 +25,9 @@ class StageAssessment:
     by_zero_stage: dict[int, StageMemory]
     """The same at other ZeRO stages. bf16 at 0 runs as 1, which alone has fp32 masters."""
     cost: Cost
-    remedies: Remedies | None
-    """What would fit; None when the recipe's settings do."""
+    fits: bool
+    remedies: list[Remedy]
+    """What would fit, where the recipe's settings do not."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _assessed(stage: TrainingStage, machine: Machine) -> StageAssessment:
         held,
         _by_zero_stage(stage, machine.num_gpus),
         cost(stage.work(stage.knobs, machine.num_gpus), machine),
-        None if fits else remedies(stage, machine.card, machine.num_gpus),
+        fits,
+        [] if fits else remedies(stage, machine.card, machine.num_gpus),
     )
 
 

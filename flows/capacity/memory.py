@@ -108,24 +108,34 @@ def gathered_weights(parameters: int, engine: EngineSettings, num_ranks: int) ->
 
 
 def reduction(model: ModelConfig, parameters: int, engine: EngineSettings, num_ranks: int) -> int:
-    """Buffers through which gradients leave during a sharded backward pass."""
+    """Buffers through which gradients leave, bucket by bucket, during a backward pass."""
     bucket = min(BUCKET_ELEMENTS, parameters)
     largest = largest_parameter(model)
-    elements = {0: 0, 1: 0, 2: 2 * (bucket + largest), 3: bucket + 3 * largest}
-    return element_bytes(engine) * elements[zero_stage(engine, num_ranks)]
+    stage = zero_stage(engine, num_ranks)
+    if stage == 3:
+        return element_bytes(engine) * (bucket + 3 * largest)
+    if _reduces_at_the_boundary(engine, stage):
+        return 0
+    return element_bytes(engine) * 2 * (bucket + largest)
 
 
 def boundary(parameters: int, engine: EngineSettings, num_ranks: int) -> int:
-    """Copies of unsharded gradients while they are summed over the ranks, after the last backward.
+    """Copies of all gradients while they are summed over the ranks, after the last backward pass.
 
     The activations are gone by then.
     """
     stage = zero_stage(engine, num_ranks)
-    if stage > 1 or num_ranks == 1:
+    if num_ranks == 1 or not _reduces_at_the_boundary(engine, stage):
         return 0
     if engine.precision == "fp32":
         return FP32 * min(parameters, _ALLREDUCE_ELEMENTS)
     return (FP32 + BF16) * parameters  # flattened as one, and cast to be sent
+
+
+def _reduces_at_the_boundary(engine: EngineSettings, stage: int) -> bool:
+    if stage == 0:
+        return True
+    return stage == 1 and engine.precision == "bf16" and not engine.offload_optimizer
 
 
 @dataclass(frozen=True)
@@ -149,14 +159,13 @@ def activations(
     size = element_bytes(engine)
     layer = batch.num_tokens * layer_bytes(model, size, fused)
     backward = batch.num_tokens * size * 2 * (model.ffn_hidden + model.dim)
-    rotation = FP32 * model.head_dim
-    norm = 2 * size * model.dim if fused else (8 + size) * model.dim
-    once = batch.num_tokens * (rotation + norm)
-    at_the_head = head_bytes(model, size, batch)
+    norm = batch.num_tokens * model.dim * (2 * size if fused else 8 + size)
+    at_the_head = norm + head_bytes(model, size, batch)
+    rotation = batch.num_tokens * FP32 * model.head_dim
     if not engine.activation_checkpointing:
-        return model.n_layers * layer + once + max(at_the_head, backward)
+        return model.n_layers * layer + rotation + max(at_the_head, backward)
     inputs = model.n_layers * batch.num_tokens * size * model.dim
-    return inputs + once + max(at_the_head, layer + backward)
+    return inputs + rotation + max(at_the_head, layer + backward)
 
 
 def layer_bytes(model: ModelConfig, size: int, fused: bool) -> int:
@@ -181,9 +190,11 @@ def head_bytes(model: ModelConfig, size: int, batch: MicroBatch) -> int:
         return 2 * FP32 * batch.num_rows * model.dim
     hidden_and_gradient = 2 * size * batch.num_rows * model.dim
     weight_gradient = FP32 * model.vocab_size * model.dim
-    num_chunks = 1 if batch.mode == "loss" else 2
+    a_logit = FP32 if batch.mode == "loss" else 2 * FP32
+    if size == BF16:
+        a_logit += BF16  # the gradient, rounded for its products
     chunk = min(batch.num_rows * model.vocab_size, CHUNK_ELEMENTS_CUDA)
-    return hidden_and_gradient + weight_gradient + num_chunks * FP32 * chunk
+    return hidden_and_gradient + weight_gradient + a_logit * chunk
 
 
 def evaluation(model: ModelConfig, size: int, num_tokens: int) -> int:

@@ -16,27 +16,17 @@ _MOST_GPUS = 8192
 
 
 @dataclass(frozen=True)
-class Remedies:
-    """What fits in place of what does not."""
+class Remedy:
+    """Cards and settings with which a stage fits."""
 
-    settings: dict[str, object] | None
-    """Fewest changes on the same GPUs, by dotted key; None when there are none."""
-    num_gpus: int | None
-    """Fewest of the same card; None when no number of them helps."""
-    gpu_settings: dict[str, object]
-    """Changes to make with them."""
-    cards: tuple[str, ...]
-    """Other cards on which as many GPUs do."""
+    card: str
+    num_gpus: int
+    settings: dict[str, object]
+    """What to change in the recipe, by dotted key."""
 
     def __str__(self) -> str:
-        options = []
-        if self.settings:
-            options.append(_as_options(self.settings))
-        if self.num_gpus:
-            options.append(f"{self.num_gpus} GPUs {_as_options(self.gpu_settings)}".strip())
-        if self.cards:
-            options.append(f"--gpu {' or '.join(self.cards)}")
-        return ", or ".join(options) or "no setting, card or number of GPUs helps"
+        changes = [f"--set {key}={str(value).lower()}" for key, value in self.settings.items()]
+        return " ".join([f"--gpus {self.num_gpus} --gpu {self.card}", *changes])
 
 
 def usable_bytes(card: Card) -> int:
@@ -44,39 +34,47 @@ def usable_bytes(card: Card) -> int:
     return int(card.memory_gib * GIB * (1 - RESERVED))
 
 
-def remedies(stage: TrainingStage, card: Card, num_gpus: int) -> Remedies:
-    """The least that would make a stage fit that does not."""
-    settings = _smallest_change(stage, card, num_gpus)
-    more, gpu_settings = _more_gpus(stage, card, num_gpus)
-    others = tuple(
-        name
-        for name, other in CARDS.items()
-        if other.memory_gib > card.memory_gib and _smallest_change(stage, other, num_gpus) == {}
-    )
-    return Remedies(settings, more, gpu_settings, others)
+def remedies(stage: TrainingStage, card: Card, num_gpus: int) -> list[Remedy]:
+    """The least that would make a stage fit that does not; [] when nothing does.
+
+    Other settings on the same GPUs; where there are none, or they step on the host: more GPUs, and
+    larger ones.
+    """
+    same = _smallest_change(stage, card, num_gpus)
+    found = [] if same is None else [same]
+    if same is None or any(key.endswith("offload_optimizer") for key in same.settings):
+        more, larger = _more_gpus(stage, card, num_gpus), _larger_card(stage, card, num_gpus)
+        found += [remedy for remedy in (more, larger) if remedy]
+    return found
 
 
 def _smallest_change(
     stage: TrainingStage, card: Card, num_gpus: int, *, offload: bool = True
-) -> dict[str, object] | None:
-    """Settings to change; {} when none need be, None when none help."""
+) -> Remedy | None:
     before = stage.settings(stage.knobs)
     for knobs in _gentlest_first(stage, offload):
         if stage.memory(knobs, num_gpus).peak <= usable_bytes(card):
             after = stage.settings(knobs)
-            return {key: value for key, value in after.items() if value != before[key]}
+            changes = {key: value for key, value in after.items() if value != before[key]}
+            return Remedy(card.name, num_gpus, changes)
     return None
 
 
-def _more_gpus(
-    stage: TrainingStage, card: Card, num_gpus: int
-) -> tuple[int | None, dict[str, object]]:
+def _more_gpus(stage: TrainingStage, card: Card, num_gpus: int) -> Remedy | None:
     """The fewest GPUs, in doublings, on which the stage fits without the host's help."""
     while (num_gpus := 2 * num_gpus) <= _MOST_GPUS:
-        changes = _smallest_change(stage, card, num_gpus, offload=False)
-        if changes is not None:
-            return num_gpus, changes
-    return None, {}
+        if remedy := _smallest_change(stage, card, num_gpus, offload=False):
+            return remedy
+    return None
+
+
+def _larger_card(stage: TrainingStage, card: Card, num_gpus: int) -> Remedy | None:
+    """The smallest other card on which the stage fits without the host's help."""
+    larger = (other for other in CARDS.values() if other.memory_gib > card.memory_gib)
+    for other in sorted(larger, key=lambda other: other.memory_gib):
+        if remedy := _smallest_change(stage, other, num_gpus, offload=False):
+            return remedy
+    return None
 
 
 def _gentlest_first(stage: TrainingStage, offload: bool) -> list[Knobs]:

@@ -43,28 +43,37 @@ class CapacityReport:
 
     def refuse(self) -> None:
         """Raises UserError that names what does not fit, and what would."""
-        refused = [found for found in self.assessment.stages if found.remedies]
+        refused = [found for found in self.assessment.stages if not found.fits]
         if not refused:
             return
         machine = self.assessment.machine
-        needs = ", ".join(
-            f"{found.stage.name} {found.memory.peak / GIB:,.1f} GiB ({found.memory.peak_phase})"
-            for found in refused
-        )
         raise UserError(
             f"Not every stage fits on {machine.num_gpus} × {machine.card.name}, where a rank has "
-            f"{usable_bytes(machine.card) / GIB:,.1f} GiB: {needs}",
-            "What would fit: "
-            + "; ".join(f"{found.stage.name}: {found.remedies}" for found in refused),
+            f"{usable_bytes(machine.card) / GIB:,.1f} GiB: {', '.join(map(_need, refused))}",
+            f"What fits: {'; '.join(map(_way_out, refused))}",
         )
+
+
+def _need(found: StageAssessment) -> str:
+    held = found.memory
+    sampler = (
+        f"; {held.sampler / GIB:,.1f} is a whole policy to sample from" if held.sampler else ""
+    )
+    return f"{found.stage.name} {held.peak / GIB:,.1f} GiB to {held.peak_phase}{sampler}"
+
+
+def _way_out(found: StageAssessment) -> str:
+    if not found.remedies:
+        return f"{found.stage.name}: no settings, number of GPUs or card known here"
+    return f"{found.stage.name}: {', or '.join(map(str, found.remedies))}"
 
 
 def _stage_json(found: StageAssessment) -> dict[str, Any]:
     return {
         "stage": found.stage.name,
         "num_runs": found.stage.num_runs,
-        "fits": found.remedies is None,
-        "remedies": asdict(found.remedies) if found.remedies else None,
+        "fits": found.fits,
+        "remedies": [asdict(remedy) for remedy in found.remedies],
         "settings": found.stage.settings(found.stage.knobs),
         "memory": _memory_json(found.memory),
         "memory_by_zero_stage": {z: _memory_json(m) for z, m in found.by_zero_stage.items()},

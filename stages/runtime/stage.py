@@ -51,12 +51,12 @@ __all__ = [
     "WorkDir",
     "main",
     "run_stage",
+    "stage_code",
     "stage_module",
 ]
 LOG = logging.getLogger(__name__)
 
-CODE_PACKAGES = ("data_contracts", "kernels", "stages")
-"""Whose sources a manifest's code_digest covers; a plan compares it with the sources now."""
+_CODE_PACKAGES = ("data_contracts", "kernels", "stages")
 _DISTRIBUTIONS = ("torch", "deepspeed", "numpy", "pyarrow", "sentencepiece", "safetensors")
 """Installed packages whose version can change a number."""
 
@@ -248,7 +248,7 @@ def _commit(
         outputs=outputs,
         metrics=output.metrics,
         num_rows=num_rows,
-        code_digest=code_digest(CODE_PACKAGES),
+        code_digest=stage_code(stage.module),
         git_commit=git_commit("stages"),
         packages=package_versions(_DISTRIBUTIONS),
         seconds=seconds,
@@ -258,6 +258,14 @@ def _commit(
     store.commit(manifest)
     attempts.close_attempt(attempt)
     return manifest
+
+
+def stage_code(module: str) -> str:
+    """Digest of the sources behind a stage: of its module and of all that it imports of ours.
+
+    It is recorded in the manifest; a plan compares it with the sources that there are now.
+    """
+    return code_digest(module, {*_CODE_PACKAGES, module.partition(".")[0]})
 
 
 def inputs_of(config: StageConfig) -> dict[str, ArtifactRef]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 from fake_stages import walk_all
 
+from data_contracts import provenance
+from flows import planner
 from flows.graph import NodeId
 from flows.planner import Step, plan
 from flows.recipe import Recipe, load_recipe
@@ -91,11 +93,40 @@ def test_a_new_stage_version_and_changed_code(
     walk = new_walk(recipe)
     walk_all(walk)
     monkeypatch.setattr(sys.modules["stages.ppo"], "VERSION", "2")
-    monkeypatch.setattr("flows.planner.current_code", lambda: "other")
+    monkeypatch.setattr("flows.planner.current_code", lambda stage: "other")
     planned = steps(walk, recipe)
     assert planned["v2/ppo"].reason == "stage VERSION changed: 1 → 2"
     assert planned["base/sft"].action == "reuse"
     assert planned["base/sft"].code_changed
+
+
+@pytest.mark.parametrize(
+    ("source", "stages"),
+    [
+        ("stages/ppo.py", {"ppo"}),
+        ("kernels/generation.py", {"sample_pairs", "rejection_sampling", "ppo", "evaluate"}),
+        ("flows/planner.py", set()),
+    ],
+)
+def test_an_edit_is_noted_for_the_stages_that_run_it(
+    new_walk: NewWalk,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    stages: set[str],
+) -> None:
+    walk = new_walk(recipe)
+    walk_all(walk)
+    as_it_is = provenance.hash_of_source
+    monkeypatch.setattr(
+        provenance,
+        "hash_of_source",
+        lambda path: "edited" if path.as_posix().endswith(source) else as_it_is(path),
+    )
+    monkeypatch.setattr(planner, "current_code", planner.current_code.__wrapped__)
+    planned = steps(walk, recipe).values()
+    assert {s.action for s in planned} == {"reuse"}
+    assert {s.node.stage for s in planned if s.code_changed} == stages
 
 
 def test_a_forced_rerun_with_the_same_digest_leaves_everything_valid(

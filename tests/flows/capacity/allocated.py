@@ -1,5 +1,6 @@
 """Bytes that tensors really occupy: every storage alive, and the most of them at any moment."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
@@ -9,6 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+@contextlib.contextmanager
+def nothing_before() -> Iterator[None]:
+    """Leave out whatever is alive before the block: looking through it takes a second each time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def live_bytes() -> int:
@@ -50,15 +62,27 @@ class PeakBytes(TorchDispatchMode):
         self._now -= num_bytes
 
 
+def saved_bytes(run: Any, parameters: Iterator[Tensor]) -> int:
+    """What autograd keeps for the backward pass of `run()`, parameters left out."""
+    known = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    found = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in known)
+    del result
+    return found
+
+
 def _live_storages() -> dict[int, torch.UntypedStorage]:
     for _ in range(3):  # a DeepSpeed engine is a knot of cycles, hooks and finalizers
         gc.collect()
-    found = {}
-    for tensor in _tensors():
-        if tensor.device.type != "meta":
-            storage = tensor.untyped_storage()
-            found[storage._cdata] = storage
-    return found
+    storages = (t.untyped_storage() for t in _tensors() if t.device.type != "meta")
+    return {storage._cdata: storage for storage in storages}
 
 
 def _tensors() -> Iterator[Tensor]:
