@@ -12,6 +12,7 @@ from argon2.exceptions import VerifyMismatchError
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from annotation.labelling import without_nul
 from annotation.refusals import NotThereError, RefusedError, TooManyAttemptsError
 from annotation.storage.database import Database
 from annotation.storage.schema import (
@@ -110,7 +111,7 @@ def log_in(
     The attempt counts as a failure until it has succeeded, so that a burst of parallel attempts
     is limited as well. The slow hash runs outside any transaction.
     """
-    username = username[:64]
+    username = without_nul(username[:64])
     subjects = [f"user:{username}", f"address:{address[:100]}"]
     with database.writing() as session:
         _refuse_too_many(session, subjects, now)

@@ -209,6 +209,15 @@ def delivered(session: Session, week: int) -> list[Entry]:
     )
 
 
+def all_delivered(session: Session, test_fraction: float) -> list[dict[str, Any]]:
+    """Preference rows of every delivery so far, week after week."""
+    return [
+        row
+        for week in session.scalars(select(Batch.week).order_by(Batch.week)).all()
+        for row in preference_rows(delivered(session, week), week, test_fraction)
+    ]
+
+
 def standing(session: Session, week: int) -> list[Entry]:
     """Standing labels up to this week that are for delivery; an adjudication replaces labels."""
     entries = session.scalars(

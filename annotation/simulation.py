@@ -20,6 +20,9 @@ _TIMEOUT_SECONDS = 30
 _PATIENCE_SECONDS = 60
 """Time for which a service that does not answer is asked again."""
 
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+
 
 @dataclass
 class Tally:
@@ -149,6 +152,7 @@ class SimulatedAnnotator:
     def _send(self, method: str, path: str, form: dict[str, str] | None = None) -> httpx.Response:
         """A request, sent again while the service does not answer or is starting up."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 reply = self._client.request(
@@ -163,7 +167,8 @@ class SimulatedAnnotator:
                         f"The service does not answer: {error}", "Check its address and its log"
                     ) from error
                 self._tally.num_retries += 1
-                time.sleep(0.2)
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def _safety_fields(side: str, label: str | None) -> dict[str, str]:

@@ -254,14 +254,15 @@ def stats(
     database: DatabaseOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Progress, agreement, distributions and Table 6 of a week."""
+    """Progress, agreement, distributions and Table 6 of a week; Table 26 of all deliveries."""
     from annotation import statistics
-    from annotation.batches import delivered, preference_rows, progress, standing
+    from annotation.batches import all_delivered, delivered, preference_rows, progress, standing
 
     with _database(places(home), database).reading() as session:
         done = progress(session, week)
         labels = statistics.judgements(session, week)
         rows = preference_rows(delivered(session, week) + standing(session, week), week, 0.1)
+        history = all_delivered(session, 0.1)
     figures = {
         "progress": {**asdict(done), "deadline": str(done.deadline or "")},
         "agreement": asdict(statistics.agreement(labels)),
@@ -269,6 +270,7 @@ def stats(
         "safety_label": statistics.shares(labels, "safety_label"),
         "annotators": [asdict(row) for row in statistics.by_annotator(labels)],
         "table_6": [asdict(row) for row in statistics.table_6(rows, "domain")],
+        "table_26": [asdict(row) for row in statistics.table_6(history, "batch")],
     }
     if as_json:
         print_json(figures)

@@ -59,6 +59,29 @@ ProcessesOption = Annotated[
     int | None, typer.Option("--num-processes", help="Ranks of every model stage.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Plan for so many GPUs, one rank each.")
+]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help="a100-40gb, a100-80gb, h100-80gb or h200.")
+]
+MfuOption = Annotated[
+    float | None,
+    typer.Option("--mfu", min=0.01, max=1, help="Share of a GPU's peak that training reaches."),
+]
+WattsOption = Annotated[
+    float | None, typer.Option("--watts", min=1, help="Power of a GPU at work.")
+]
+PueOption = Annotated[
+    float | None, typer.Option("--pue", help="Energy of the data centre over that of its GPUs.")
+]
+CarbonOption = Annotated[
+    float | None, typer.Option("--kgco2-per-kwh", help="What a kWh of the grid emits.")
+]
+AssumeOption = Annotated[
+    list[str] | None,
+    typer.Option("--assume", metavar="KEY=VALUE", help="The data, e.g. num_comparisons=100000."),
+]
 ForceNodesOption = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="NODE", help="Make it again, e.g. ppo or v2/ppo."),

@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from flows.capacity.options import CardOptions
 from flows.cli_options import (
+    AssumeOption,
+    CarbonOption,
     DataOption,
     ForceNodesOption,
+    GpuOption,
+    GpusOption,
     HomeOption,
     JsonOption,
+    MfuOption,
     ProductOption,
+    PueOption,
     RecipeOption,
     SeedOption,
     SetOption,
     VersionsOption,
+    WattsOption,
     check_product,
     chosen_recipe,
     exists,
@@ -28,6 +36,7 @@ from flows.cli_options import (
 from flows.environment import Places, places
 
 if TYPE_CHECKING:
+    from flows.capacity.view import CapacityReport
     from flows.planner import Step
     from flows.recipe import Recipe
 
@@ -45,29 +54,52 @@ def plan(
         bool, typer.Option("--settings", help="Print every stage's settings, too.")
     ] = False,
     as_json: JsonOption = False,
+    gpus: GpusOption = None,
+    gpu: GpuOption = None,
+    mfu: MfuOption = None,
+    watts: WattsOption = None,
+    pue: PueOption = None,
+    kgco2_per_kwh: CarbonOption = None,
+    assume: AssumeOption = None,
 ) -> None:
     """Say for every stage whether it would be reused or run, and why. Runs nothing.
 
     \b
     - `rlhf plan --recipe 70b --settings`
     - `rlhf plan --set ppo.kl_beta=0.02`
+    - `rlhf plan --recipe 7b --gpus 8 --gpu a100-80gb`
+
+    With --gpus and --gpu also: the memory of a rank at every ZeRO stage, time, energy and carbon of
+    every training stage. What does not fit is refused, with the change that would make it fit.
     """
     where = places(home)
     chosen = chosen_recipe(recipe, set_, where, data, seed, versions, None)
+    cards = CardOptions(gpus, gpu, mfu, watts, pue, kgco2_per_kwh, tuple(assume or ()))
     from flows.planner import plan as planned
 
     store, ledger = opened(where) if exists(where) else (None, None)
     steps = planned(chosen, store, ledger, force or [])
+    capacity = _capacity(chosen, cards) if cards.is_given else None
     if as_json:
-        print_json(
-            {
-                "recipe": chosen.model_dump(mode="json"),
-                "home": where.home,
-                "steps": [step.as_json() for step in steps],
-            }
-        )
-        return
-    _print_plan(chosen, where, steps, settings)
+        content = {
+            "recipe": chosen.model_dump(mode="json"),
+            "home": where.home,
+            "steps": [step.as_json() for step in steps],
+        }
+        print_json(content | ({"capacity": capacity.as_json()} if capacity else {}))
+    else:
+        _print_plan(chosen, where, steps, settings)
+        if capacity:
+            capacity.print(wide_console())
+    if capacity:
+        capacity.refuse()
+
+
+def _capacity(recipe: "Recipe", cards: CardOptions) -> "CapacityReport":
+    from flows.capacity.assessment import assess
+    from flows.capacity.view import CapacityReport
+
+    return CapacityReport(assess(recipe, cards))
 
 
 def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: bool) -> None:

@@ -10,6 +10,7 @@ from stages.pretrain import ModelSettings, PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.runtime.engine import EngineSettings
+from stages.sample_pairs import SamplePairsSettings
 from stages.sft import SftSettings
 
 GPUS_PER_MACHINE = 8
@@ -27,13 +28,20 @@ class Size:
     pretraining_learning_rate: float
     reward_model_learning_rate: float
     kl_beta: float
+    pretraining_gpu_hours: int
+    """On A100-80GB (Table 2); the planner's assumed utilisation comes from it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """What tells the architectures apart."""
+        return (self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_hidden)
 
 
 SIZES = {
-    "7b": Size(4096, 32, 32, 32, 11008, 3.0e-4, 1e-5, 0.01),
-    "13b": Size(5120, 40, 40, 40, 13824, 3.0e-4, 1e-5, 0.01),
-    "34b": Size(8192, 48, 64, 8, 22016, 1.5e-4, 1e-5, 0.005),
-    "70b": Size(8192, 80, 64, 8, 28672, 1.5e-4, 5e-6, 0.005),
+    "7b": Size(4096, 32, 32, 32, 11008, 3.0e-4, 1e-5, 0.01, 184_320),
+    "13b": Size(5120, 40, 40, 40, 13824, 3.0e-4, 1e-5, 0.01, 368_640),
+    "34b": Size(8192, 48, 64, 8, 22016, 1.5e-4, 1e-5, 0.005, 1_038_336),
+    "70b": Size(8192, 80, 64, 8, 28672, 1.5e-4, 5e-6, 0.005, 1_720_320),
 }
 
 
@@ -60,6 +68,7 @@ def llama2(name: str) -> Recipe:
             engine=engine,
         ),
         sft=SftSettings(engine=engine),
+        sample_pairs=SamplePairsSettings(engine=engine),
         helpfulness_rm=reward_model,
         safety_rm=reward_model,
         rejection_sampling=RejectionSamplingSettings(finetuning=FinetuningSettings(engine=engine)),

@@ -100,7 +100,7 @@ def packed_attention(
 
 
 def _variable_length_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    varlen_attn, has_gqa = _variable_length_kernel()
+    kernel, has_gqa = _varlen_kernel()
     groups = q.shape[1] // k.shape[1]
     options: dict[str, Any] = {"window_size": (-1, 0)}  # everything to the left, nothing beyond
     if groups > 1 and has_gqa:
@@ -108,16 +108,14 @@ def _variable_length_attention(q: Tensor, k: Tensor, v: Tensor, documents: Docum
     elif groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     bounds, longest = documents.cu_seqlens, documents.max_length
-    output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
-    assert isinstance(output, Tensor)  # a tuple only where return_aux asks for more
-    return output
+    return kernel(q, k, v, bounds, bounds, longest, longest, **options)
 
 
 @cache
-def _variable_length_kernel() -> tuple[Callable[..., Any], bool]:
-    """PyTorch's kernel, and whether it shares key-value heads (2.11's does not).
+def _varlen_kernel() -> tuple[Callable[..., Any], bool]:
+    """PyTorch's kernel, and whether it lets heads share key-value heads (PyTorch 2.11's does not).
 
-    Imported on first use: it brings all of torch._dynamo, two seconds that no CPU run needs.
+    Imported where it can run: it brings the compiler along, which is a second of every start.
     """
     from torch.nn.attention.varlen import varlen_attn
 

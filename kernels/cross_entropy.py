@@ -22,7 +22,7 @@ from torch import Tensor
 _CHUNK_ELEMENTS_CPU = 2**23
 """Logits at a time (32 MiB in fp32). At V = 32,000 and D = 512, half as many is slower (the
 weight gradient is read and written once a chunk) and twice as many is no faster."""
-_CHUNK_ELEMENTS_CUDA = 2**26
+CHUNK_ELEMENTS_CUDA = 2**26
 """256 MiB: about 2,000 rows at V = 32,000, so that arithmetic outweighs that read and write."""
 
 
@@ -216,7 +216,7 @@ def _chunks(hidden: Tensor, weight: Tensor, num_buffers: int = 1) -> Iterator[tu
     The buffers are the same ones for every chunk: allocated anew each time, they leave the C
     library's heap in pieces, and the peak was up to three times as high on CPU.
     """
-    elements = _CHUNK_ELEMENTS_CUDA if hidden.is_cuda else _CHUNK_ELEMENTS_CPU
+    elements = CHUNK_ELEMENTS_CUDA if hidden.is_cuda else _CHUNK_ELEMENTS_CPU
     num_rows = min(max(1, elements // weight.shape[0]), hidden.shape[0])
     buffers = hidden.new_empty(num_buffers, num_rows, weight.shape[0], dtype=_working_dtype(hidden))
     for start in range(0, hidden.shape[0], max(1, num_rows)):

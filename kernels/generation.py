@@ -21,14 +21,14 @@ from kernels.attention import Documents, packed_attention
 from kernels.model import CausalLM, Layer, Llama
 from kernels.rope import positions_within
 
-_DROP_BELOW = 0.85
+DROP_BELOW = 0.85
 """Share of live rows at which the finished ones leave the batch: a copy of the cache for at least
 15 % less work in every step to come."""
 
 _PREFILL_TOKENS = 1024
 """Prompt tokens read at a time, so that a layer's activations stay in the processor's cache."""
 
-_PREFILL_TOKENS_CUDA = 32_768
+PREFILL_TOKENS_CUDA = 32_768
 
 _LARGEST_UNIFORM = 1 - 2**-22
 """Times any fp32 sum this is still less than the sum, so no draw falls beyond the last token."""
@@ -165,7 +165,7 @@ class _Batch:
             if num_left == 0 or step + 1 == self._sampling.max_new_tokens:
                 break
             yield len(self._prompts) - num_left
-            if num_left <= _DROP_BELOW * len(alive):
+            if num_left <= DROP_BELOW * len(alive):
                 keep = (~has_ended).nonzero().squeeze(1)
                 cache.keep(keep)
                 alive, has_ended, tokens = alive[keep], has_ended[keep], tokens[keep]
@@ -224,7 +224,7 @@ def prefill(
         [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
         for _ in range(2)
     )
-    most = _PREFILL_TOKENS_CUDA if device.type == "cuda" else _PREFILL_TOKENS
+    most = PREFILL_TOKENS_CUDA if device.type == "cuda" else _PREFILL_TOKENS
     hidden = []
     for first, last in _pieces([len(prompt) for prompt in unique], most):
         rows = ((source >= first) & (source < last)).nonzero().squeeze(1)

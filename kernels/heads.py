@@ -26,6 +26,12 @@ class ScoreHead(Linear):
         return F.linear(x.float(), self.weight.float()).squeeze(-1)
 
 
+def num_scorer_parameters(config: ModelConfig) -> int:
+    """Parameters of a reward or value model on this transformer: a row for the output layer."""
+    output_layer = 0 if config.tie_embeddings else config.vocab_size * config.dim
+    return config.num_parameters() - output_layer + config.dim
+
+
 class RewardModel(nn.Module):
     """Scores a whole document (prompt and response) by the state of its last token."""
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import Documents, packed_attention
 from kernels.cross_entropy import TokenLogprobs, linear_cross_entropy_sum, linear_logprobs
+from kernels.pointwise import rms_norm, swiglu
 from kernels.rope import rotate, rotation_table
 
 INIT_STD = 0.02
@@ -119,7 +120,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:
         """Normalise the last dimension."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -163,8 +164,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:
         """Apply to each row."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Layer(nn.Module):

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from kernels.pointwise import runs_on_triton
+
 
 @functools.lru_cache(maxsize=8)
 def rotation_table(
@@ -31,11 +33,14 @@ def rotation_table(
         return torch.polar(torch.ones_like(angles), angles).to(device)
 
 
-def rotate(
-    x: Float[Tensor, "*rows H D"], rotation: Complex[Tensor, "*rows C"]
-) -> Float[Tensor, "*rows H D"]:
-    """Turn every pair of dimensions by its row's angle; computed in fp32, returned in x's dtype."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+def rotate(x: Float[Tensor, "T H D"], rotation: Complex[Tensor, "T C"]) -> Float[Tensor, "T H D"]:
+    """Turn every pair of dimensions by its row's angle, in fp32 at least; returned in x's dtype."""
+    if runs_on_triton(x):
+        from kernels import triton_pointwise
+
+        return triton_pointwise.rotate(x, rotation)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation.unsqueeze(-2)).flatten(-2).type_as(x)
 
 

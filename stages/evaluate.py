@@ -19,7 +19,7 @@ from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from stages.models.batches import seed_from
 from stages.models.comparison import paired_difference, win_rate_row
-from stages.models.folders import load_policy
+from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels
 from stages.models.sampling import Overlong, fitting_prompts, sample_responses
@@ -45,6 +45,8 @@ class EvaluateSettings(Contract):
     temperature: float = Field(default=1.0, ge=0)
     """1: the distribution that PPO optimises; 0 is greedy."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
@@ -97,16 +99,17 @@ def answer(
     reward_models: RewardModels,
 ) -> list[dict[str, Any]]:
     """One version's responses with all judges' scores, as rows of the evaluations table."""
-    model, tokenizer = load_policy(work, config.models[version])
+    model, tokenizer = load_sampler(work, config.models[version], config.engine)
     max_prompt_tokens = model.config.max_seq_len - config.max_new_tokens
     kept, tokens = fitting_prompts(prompts, tokenizer, max_prompt_tokens, config.overlong)
     samples = sample_responses(
-        model.to(work.rank.device),
+        model,
         tokens,
         Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         tokenizer,
         seed_from(config.seed, "evaluate"),
         work,
+        config.generation_batch_size,
         label=f"{version} response",
     )
     scores = reward_models.score(

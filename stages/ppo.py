@@ -49,6 +49,7 @@ from stages.runtime.engine import Engine, EngineSettings, Frozen, OptimizerSetti
 from stages.runtime.schedules import constant
 from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.throughput import Meter, training_flops
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
@@ -63,6 +64,8 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     """Training prompts to draw from; iterations go through them in a seeded order."""
     batch_size: int = Field(default=512, gt=0)
     """Responses per iteration, over all ranks."""
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     max_new_tokens: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-6, gt=0)
     """Constant."""
@@ -140,6 +143,7 @@ def train(
     Metrics are tracked by the number of iterations done, each number once: 0 is before training.
     """
     engines = {"policy": models.policy, "value": models.value}
+    meter = Meter(config.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
         done, extra = checkpointer.restore(engines)
         models.sampler = plain_policy(models.policy)
@@ -149,7 +153,7 @@ def train(
         if done == 0:
             work.track(0, evaluate_held_out(config, work, models, held_out, stopping, 0))
         while done < config.num_iterations and stopping.num_without_best < config.patience:
-            metrics = iterate(config, work, models, prompts, iteration=done)
+            metrics = iterate(config, work, models, prompts, meter, iteration=done)
             done += 1
             if done % config.evaluate_every == 0:
                 metrics |= evaluate_held_out(config, work, models, held_out, stopping, done)
@@ -161,21 +165,39 @@ def train(
 
 
 def iterate(
-    config: Config, work: WorkDir, models: Models, prompts: Prompts, iteration: int
+    config: Config,
+    work: WorkDir,
+    models: Models,
+    prompts: Prompts,
+    meter: Meter,
+    iteration: int,
 ) -> dict[str, float]:
     """One batch of prompts: responses, their worth, and one pass of updates."""
     clock = Clock()
-    batch = prompts.batch(config.seed, iteration, config.batch_size)
-    rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock)
-    keep_rollouts(work, iteration, batch.rows, rollouts)
-    with clock.phase("update"):
-        train_policy = iteration >= config.num_value_warmup_iterations
-        policy = models.policy if train_policy else None
-        order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
-        stats = update(config, policy, models.value, rollouts, order, work.rank)
-    with clock.phase("sync"):
-        models.sampler = plain_policy(models.policy)
-    return {**reward_stats, **stats, **clock.metrics()}
+    policy = models.policy if iteration >= config.num_value_warmup_iterations else None
+    with meter.step():
+        batch = prompts.batch(config.seed, iteration, config.batch_size)
+        rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock)
+        keep_rollouts(work, iteration, batch.rows, rollouts)
+        with clock.phase("update"):
+            order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
+            stats = update(config, policy, models.value, rollouts, order, work.rank)
+        with clock.phase("sync"):
+            models.sampler = plain_policy(models.policy)
+    lengths = [len(t.tokens) for t in rollouts.trajectories]
+    speed = meter.metrics(sum(lengths), iteration_flops(models, lengths, policy is not None))
+    return {**reward_stats, **stats, **clock.metrics(), **speed}
+
+
+def iteration_flops(models: Models, lengths: list[int], train_policy: bool) -> float:
+    """Of an iteration on documents of these lengths; a pass without gradients is a third.
+
+    The policy writes and measures them, the reference measures, two reward models score and the
+    value model values; then value and, after its warm-up, policy learn.
+    """
+    policy = training_flops(models.policy.module, lengths)
+    scorer = training_flops(models.value.module, lengths)
+    return policy * (3 / 3 + train_policy) + scorer * (3 / 3 + 1)
 
 
 def build(config: Config, work: WorkDir) -> Models:
@@ -271,7 +293,15 @@ def sample(
 ) -> list[Trajectory]:
     """One response of the policy to each prompt."""
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-    return sample_trajectories(models.sampler, prompts, sampling, models.tokenizer, seed, work)
+    return sample_trajectories(
+        models.sampler,
+        prompts,
+        sampling,
+        models.tokenizer,
+        seed,
+        work,
+        config.generation_batch_size,
+    )
 
 
 def evaluate_held_out(

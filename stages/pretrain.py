@@ -28,6 +28,7 @@ from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
 from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
+from stages.runtime.throughput import Meter
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
@@ -203,6 +204,7 @@ def train(
     Returns the bits per byte of held-out text before the first step.
     """
     total_steps, size = num_steps(config), config.global_batch_size
+    meter = Meter(config.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
         first_step, extra = checkpointer.restore({"policy": engine})
         before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
@@ -210,8 +212,11 @@ def train(
             indices = range(step * size, (step + 1) * size)
             blocks = [sampler.block(i) for i in indices]
             ids = [sampler.block_id(i) for i in indices]
-            loss = train_step(engine, blocks, ids, config, bos_id, work)
-            work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
+            with meter.step():
+                loss = train_step(engine, blocks, ids, config, bos_id, work)
+            speed = meter.training(engine.module, document_lengths(blocks, config, bos_id))
+            stats = engine.last_step.as_metrics("train")
+            work.track(step, {"train/loss": loss, **stats, **speed})
             work.progress(step + 1, total_steps, "step", loss=loss, tokens=step_tokens(config))
             checkpointer.maybe_save(step + 1, {"policy": engine}, {"bits_per_byte_before": before})
     return before
@@ -254,6 +259,13 @@ def documents_of(block: np.ndarray, config: Config, bos_id: int) -> list[Example
     starts = [0, *(int(i) for i in np.flatnonzero(block == bos_id) if i > 0), len(block)]
     pieces = [block[a:b] for a, b in pairwise(starts)]
     return [Example(piece.tolist(), [True] * len(piece)) for piece in pieces if len(piece) > 1]
+
+
+def document_lengths(blocks: Sequence[np.ndarray], config: Config, bos_id: int) -> list[int]:
+    """Tokens that each of `documents_of` feeds."""
+    if not config.mask_documents:
+        return [len(block) - 1 for block in blocks]
+    return [len(e.tokens) - 1 for block in blocks for e in documents_of(block, config, bos_id)]
 
 
 def bits_per_byte(engine: Engine, held_out: HeldOut, config: Config, work: WorkDir) -> float:

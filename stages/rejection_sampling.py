@@ -19,7 +19,7 @@ from data_contracts.base import Contract, StageConfig
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
 from stages.models.finetuning import FinetuningSettings, finetune
-from stages.models.folders import load_policy, save_policy
+from stages.models.folders import load_policy, load_sampler, save_policy
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels, Scores
 from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
@@ -40,6 +40,8 @@ class RejectionSamplingSettings(Contract):
     temperature: float = Field(default=1.0, gt=0)
     """The paper found 1.2 to 1.3 best once RLHF has begun."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=0.15, gt=0, lt=1)
     """The safety score decides below this probability of being safe."""
     replay_demonstrations: float = Field(default=0.0, ge=0)
@@ -99,7 +101,7 @@ def sample_and_score(
     config: Config, work: WorkDir
 ) -> tuple[list[dict[str, Any]], list[Sample], Scores]:
     """Prompts, and their K·N samples with scores; sample i belongs to prompt i // K."""
-    policy, tokenizer = load_policy(work, config.policy)
+    policy, tokenizer = load_sampler(work, config.policy, config.finetuning.engine)
     wanted = select_prompts(
         work.table(config.prompts, "prompts"),
         "train",
@@ -110,12 +112,13 @@ def sample_and_score(
     prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
     repeated = [t for t in tokens for _ in range(config.num_samples)]
     samples = sample_responses(
-        policy.to(work.rank.device),
+        policy,
         repeated,
         Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         tokenizer,
         seed_from(config.seed, config.version),
         work,
+        config.generation_batch_size,
     )
     del policy
     reward_models = RewardModels.load(

@@ -36,6 +36,7 @@ from stages.runtime.schedules import cosine_with_warmup
 from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
+from stages.runtime.throughput import Meter
 
 VERSION = "1"
 
@@ -159,6 +160,7 @@ def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) 
         num_steps, warmup_steps, config.learning_rate, config.final_learning_rate_ratio
     )
     engine = Engine(model, optimizer, schedule, config.engine, work.rank)
+    meter = Meter(config.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
         first_step, _ = checkpointer.restore({"reward": engine})
         for step in range(first_step, num_steps):
@@ -166,10 +168,13 @@ def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) 
             order = shuffled(len(pairs), config.seed, epoch)
             first = index * config.global_batch_size
             batch = [pairs[i] for i in order[first : first + config.global_batch_size]]
-            stats = train_step(engine, batch, config, work)
-            work.track(step, {**stats, **engine.last_step.as_metrics("train")})
-            num_tokens = sum(p.num_tokens for p in batch)
-            work.progress(step + 1, num_steps, "step", loss=stats["train/loss"], tokens=num_tokens)
+            with meter.step():
+                stats = train_step(engine, batch, config, work)
+            lengths = [len(side) for pair in batch for side in (pair.chosen, pair.rejected)]
+            speed = meter.training(model, lengths)
+            work.track(step, {**stats, **engine.last_step.as_metrics("train"), **speed})
+            loss, tokens = stats["train/loss"], sum(lengths)
+            work.progress(step + 1, num_steps, "step", loss=loss, tokens=tokens)
             checkpointer.maybe_save(step + 1, {"reward": engine})
     return engine
 

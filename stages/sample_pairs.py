@@ -16,9 +16,10 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from kernels.generation import Sampling
 from stages.models.batches import seed_from, shuffled
-from stages.models.folders import load_policy
+from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
+from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 
@@ -35,7 +36,11 @@ class SamplePairsSettings(Contract):
     temperatures_b: tuple[float, ...] = (1.0, 1.3)
     """Temperatures of the other variant's responses."""
     max_new_tokens: int = Field(default=1024, gt=0)
+    generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
+    """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     overlong: Overlong = "error"
+    engine: EngineSettings = EngineSettings()
+    """Its precision is that of the sampling."""
 
 
 class Config(StageConfig, SamplePairsSettings):
@@ -82,7 +87,8 @@ def sample_side(
     config: Config, work: WorkDir, prompts: list[dict[str, Any]], is_a: bool
 ) -> tuple[list[dict[str, Any]], list[Sample], list[float]]:
     """Responses of one model variant, its temperatures dealt out in turn over the prompts."""
-    model, tokenizer = load_policy(work, config.model_a if is_a else config.model_b)
+    ref = config.model_a if is_a else config.model_b
+    model, tokenizer = load_sampler(work, ref, config.engine)
     temperatures = config.temperatures_a if is_a else config.temperatures_b
     max_prompt_tokens = model.config.max_seq_len - config.max_new_tokens
     prompts, tokens = fitting_prompts(prompts, tokenizer, max_prompt_tokens, config.overlong)
@@ -93,7 +99,13 @@ def sample_side(
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=temperature)
         seed = seed_from(config.seed, config.batch, is_a, t)
         responses = sample_responses(
-            model.to(work.rank.device), [tokens[i] for i in chosen], sampling, tokenizer, seed, work
+            model,
+            [tokens[i] for i in chosen],
+            sampling,
+            tokenizer,
+            seed,
+            work,
+            config.generation_batch_size,
         )
         samples.update(zip(chosen, responses, strict=True))
     used = {int(i): temperatures[k % len(temperatures)] for k, i in enumerate(order)}

@@ -35,7 +35,7 @@ templates = Environment(
 )
 templates.filters["blocks"] = text_blocks
 templates.filters["markdown"] = as_html
-templates.filters["percent"] = lambda share: f"{100 * share:.0f} %"
+templates.filters["percent"] = lambda share: f"{100 * share:.0f}\u00a0%"
 templates.filters["clock"] = lambda at: at.strftime("%Y-%m-%d %H:%M") if at else "–"
 templates.globals["RATINGS"] = RATING_WORDS
 templates.globals["SAFETY_LABELS"] = SAFETY_WORDS

@@ -16,6 +16,7 @@ from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
 from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import WorkDir
+from stages.runtime.throughput import Meter
 from stages.text.packing import pack
 
 
@@ -85,14 +86,17 @@ def finetune(
         epochs.num_steps, warmup_steps, settings.learning_rate, settings.final_learning_rate_ratio
     )
     engine = Engine(model, settings.optimizer(), schedule, settings.engine, work.rank)
+    meter = Meter(settings.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, settings) as checkpointer:
         first_step, _ = checkpointer.restore({"policy": engine})
         for step in range(first_step, epochs.num_steps):
             batch = epochs.batch(step)
-            loss = train_step(engine, batch, settings.micro_batch_size, work)
-            num_tokens = sum(len(e.tokens) for sequence in batch for e in sequence)
-            work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
-            work.progress(step + 1, epochs.num_steps, "step", loss=loss, tokens=num_tokens)
+            with meter.step():
+                loss = train_step(engine, batch, settings.micro_batch_size, work)
+            lengths = [len(e.tokens) for sequence in batch for e in sequence]
+            stats = engine.last_step.as_metrics("train") | meter.training(model, lengths)
+            work.track(step, {"train/loss": loss, **stats})
+            work.progress(step + 1, epochs.num_steps, "step", loss=loss, tokens=sum(lengths))
             checkpointer.maybe_save(step + 1, {"policy": engine})
     return engine
 

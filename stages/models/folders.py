@@ -13,7 +13,8 @@ from data_contracts.errors import UserError
 from kernels.heads import RewardModel
 from kernels.hf_layout import load_causal, load_reward, save_causal, save_reward
 from kernels.model import CausalLM, ModelConfig
-from stages.runtime.engine import Engine
+from stages.runtime.engine import Engine, EngineSettings
+from stages.runtime.modules import to_bf16
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
 
@@ -43,6 +44,16 @@ def load_policy_folder(folder: Path) -> tuple[CausalLM, Tokenizer]:
             "Use the tokenizer.model that the checkpoint was trained with",
         )
     return model, tokenizer
+
+
+def load_sampler(
+    work: WorkDir, model: ArtifactRef, engine: EngineSettings
+) -> tuple[CausalLM, Tokenizer]:
+    """As `load_policy`, whole on this rank's device, in the precision that models train in."""
+    policy, tokenizer = load_policy(work, model)
+    if engine.precision == "bf16":
+        to_bf16(policy)
+    return policy.to(work.rank.device), tokenizer
 
 
 def load_scorer(work: WorkDir, model: ArtifactRef) -> RewardModel:

@@ -30,11 +30,6 @@ class Pair:
     id: str = ""
     """Of the preference, to name it where training fails."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of both sides."""
-        return len(self.chosen) + len(self.rejected)
-
 
 def render_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, max_tokens: int, overlong: OverlongPair

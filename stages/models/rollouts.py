@@ -84,9 +84,10 @@ def sample_trajectories(
     tokenizer: Tokenizer,
     seed: int,
     work: WorkDir,
+    batch_size: int,
 ) -> list[Trajectory]:
-    """One response to each prompt, in order, on every rank."""
-    samples = sample_responses(model, prompts.tokens, sampling, tokenizer, seed, work)
+    """One response to each prompt, in order, on every rank; `batch_size` of them side by side."""
+    samples = sample_responses(model, prompts.tokens, sampling, tokenizer, seed, work, batch_size)
     return [
         Trajectory(tokens, sample.tokens, sample.finished, row["prompt_id"])
         for row, tokens, sample in zip(prompts.rows, prompts.tokens, samples, strict=True)

@@ -60,13 +60,14 @@ def sample_responses(
     tokenizer: Tokenizer,
     seed: int,
     work: WorkDir,
+    batch_size: int,
     label: str = "sample",
 ) -> list[Sample]:
     """One response to each prompt, in order, on every rank.
 
     Each rank generates every world_size-th prompt and all gather the results: ranks may finish at
     different times, since nothing collective runs inside. However many there are, a prompt's
-    response rests on the same random numbers.
+    response rests on the same random numbers. `batch_size` of them are written side by side.
     """
     rank = work.rank
     places = range(rank.index, len(prompts), rank.world_size)
@@ -77,6 +78,7 @@ def sample_responses(
         eos_id=tokenizer.eos_id,
         seed=seed,
         places=places,
+        max_batch_size=batch_size,
         on_progress=lambda done, total: work.progress(done, total, label),
     )
     own = [

@@ -10,7 +10,7 @@ from data_contracts.base import Contract
 from stages.runtime.distributed import Rank
 
 _NOT_IN_KEY: dict[str, Any] = {"in_key": False}
-_BUCKET_ELEMENTS = 50_000_000
+BUCKET_ELEMENTS = 50_000_000
 """Elements per collective; DeepSpeed's 500M would be 2 GB of buffer for any model."""
 _PERSISTENT_ELEMENTS = 100_000
 """ZeRO-3 keeps parameters below this size on every rank (norms): gathering them costs latency."""
@@ -99,7 +99,7 @@ def deepspeed_config(
     settings: EngineSettings, stage: int, clipping: float, module: nn.Module
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; its batch sizes are placeholders, it only ever divides by one."""
-    bucket = min(_BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
+    bucket = min(BUCKET_ELEMENTS, max(sum(p.numel() for p in module.parameters()), 1))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -6,6 +6,7 @@ import pytest
 from annotation_world import (
     PASSWORD,
     Browser,
+    Clock,
     add_user,
     browser,
     comparisons,
@@ -15,7 +16,10 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from annotation.settings import AnnotationSettings
 from annotation.storage.schema import AuditEntry, LoginSession, Role, User
+from annotation.web.app import create_app
+from annotation.web.visitors import Service
 
 PUBLIC = {
     ("GET", "/healthz"),
@@ -141,6 +145,18 @@ def test_a_wrong_password_and_a_wrong_name_look_the_same(service, app):
     assert [reply.status_code for reply in replies] == [422, 422]
     texts = [re.sub(r'value="[^"]*"', "", reply.text) for reply in replies]
     assert texts[0] == texts[1]
+
+
+def test_text_that_a_database_cannot_keep_is_no_server_error(any_database):
+    publish_rows(any_database, comparisons(1))
+    service = Service(any_database, AnnotationSettings(), Clock())
+    app = create_app(service)
+    assert Browser(app, "nul\0name").log_in().status_code == 422
+    ann = browser(service, app, "ann", Role.lead)
+    page = ann.open()
+    edited = {"edited_response": "with \0 and \ud800 in it".encode("utf-8", "replace").decode()}
+    assert ann.label(page, **edited).status_code == 200
+    assert ann.post("/lead/guidelines/safety", {"markdown": "with \0"}).status_code == 303
 
 
 def test_guessing_is_slowed_and_the_right_password_waits_too(service, app, clock):

@@ -64,6 +64,11 @@ def test_a_week_from_comparisons_to_the_stage(home, table, tmp_path):
     file = home / "annotation" / "deliveries" / "v1.parquet"
     assert f"{file}: 20 preferences" in exported.replace("\n", "")
     rows = read_table(file, PREFERENCES).to_pylist()
+    figures = json.loads(done("stats", "--week", 1, "--json", home=home))
+    assert [(r["name"], r["num_comparisons"]) for r in figures["table_26"]] == [
+        ("1", 20),
+        ("total", 20),
+    ]
 
     config = Config.model_validate(
         {

@@ -68,7 +68,7 @@ RECORDS = st.lists(RECORD, max_size=4, unique_by=lambda record: record.compariso
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(given_records=RECORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_written_is_read_again_exactly(name, given_records):
     text = FORMATS[name].write(given_records)
     assert read_records(text, name, "file") == given_records

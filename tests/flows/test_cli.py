@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from data_contracts.store import Store
 from flows import report
 from flows.cli import app
 from flows.recipe import Recipe
@@ -106,9 +108,19 @@ def test_one_stage_alone(home: str) -> None:
 
 
 def test_a_home_holds_one_product(home: str) -> None:
-    assert "holds the iterations of sandbox" in paragraph(
-        rlhf("stage", "sft", "--recipe", "real", "--home", home)
-    )
+    for command in (("stage", "sft"), ("status",), ("models",)):
+        of_another = rlhf(*command, "--recipe", "real", "--home", home)
+        assert "holds the iterations of sandbox" in paragraph(of_another)
+        assert rlhf(*command, "--recipe", "demo", "--home", home).exit_code == 0
+
+
+def test_a_home_is_for_one_process_at_a_time(home: str) -> None:
+    with Store.open(home).lock("runs"):
+        for command in (("demo",), ("run",), ("stage", "sft")):
+            refused = paragraph(rlhf(*command, "--home", home))
+            assert f"held by process {os.getpid()} on" in refused
+        assert rlhf("status", "--home", home).exit_code == 0
+    assert rlhf("stage", "sft", "--home", home).exit_code == 0
 
 
 def test_the_report(home: str, new_walk: NewWalk, recipe: Recipe) -> None:

@@ -93,7 +93,7 @@ def test_an_edited_document_leaves_the_others_alone(value):
 
 
 def test_this_torch_has_the_variable_length_kernel():
-    kernel, has_gqa = attention._variable_length_kernel()
+    kernel, has_gqa = attention._varlen_kernel()
     assert callable(kernel)
     assert has_gqa
 
@@ -109,7 +109,7 @@ def test_variable_length_kernel_is_called_causally(monkeypatch, has_gqa):
         assert k.shape[1] == (2 if has_gqa else 4)
         return eager(q, k, v, cu_q.diff().tolist())
 
-    monkeypatch.setattr(attention, "_variable_length_kernel", lambda: (fake_kernel, has_gqa))
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: (fake_kernel, has_gqa))
     documents = Documents.of(MIXED)
     qkv = inputs(MIXED, kv_heads=2)
     out = attention._variable_length_attention(*qkv, documents)

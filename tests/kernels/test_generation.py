@@ -87,7 +87,7 @@ def test_a_response_does_not_depend_on_how_ranks_share_the_prompts(model):
 def test_dropping_finished_rows_changes_nothing(model, share, monkeypatch):
     prompts = random_prompts(64)
     expected = generate(model, prompts, Sampling(16), eos_id=EOS, seed=1, max_batch_size=1)
-    monkeypatch.setattr(generation, "_DROP_BELOW", share)
+    monkeypatch.setattr(generation, "DROP_BELOW", share)
     out = generate(model, prompts, Sampling(16), eos_id=EOS, seed=1)
     assert out.responses == expected.responses
 

@@ -1,5 +1,6 @@
 """Servers as an operator starts them, on loopback, with the locked dependencies, for one test."""
 
+import base64
 import contextlib
 import json
 import os
@@ -26,10 +27,15 @@ class Server:
 
     url: str
     process: subprocess.Popen[bytes]
+    secret: str = ""
+    """name:password, where the server asks for one."""
 
     def get(self, path: str) -> Any:
         """The answer to a GET, from JSON if it is JSON."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+        basic = base64.b64encode(self.secret.encode()).decode()
+        headers = {"Authorization": f"Basic {basic}"} if self.secret else {}
+        request = urllib.request.Request(f"{self.url}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             content = answer.read().decode()
             return json.loads(content) if "json" in answer.headers["Content-Type"] else content
 
@@ -57,8 +63,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def prefect_server(folder: Path) -> Iterator[Server]:
-    """`prefect server start` with its page told where the API is, as docs and deploy/ have it."""
+def prefect_server(folder: Path, secret: str = "") -> Iterator[Server]:
+    """`prefect server start` with its page told where the API is, as deploy/ has it; with a secret
+    also as guarded as there."""
     port = free_port()
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
     settings = {
@@ -67,7 +74,11 @@ def prefect_server(folder: Path) -> Iterator[Server]:
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
+    if secret:
+        settings["PREFECT_SERVER_API_AUTH_STRING"] = secret
+        settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] = "true"
     with _serving(command, folder, port, "/api/health", settings) as server:
+        server.secret = secret
         yield server
 
 

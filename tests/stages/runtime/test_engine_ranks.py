@@ -106,6 +106,18 @@ def test_one_rank_goes_on_from_two(findings: dict[str, Any], zero_stage: int) ->
     assert losses == pytest.approx(findings["for_one_rank"], abs=1e-5)
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_offloaded_optimizer_state_changes_nothing(
+    findings: dict[str, Any], zero_stage: int
+) -> None:
+    found = findings["offloaded"][str(zero_stage)]
+    assert found["losses"] == pytest.approx(PLAIN_LOSSES[:3], abs=1e-4)
+    straight, resumed, on_device = found["going_on"]
+    assert resumed == straight
+    assert on_device == pytest.approx(straight, abs=1e-5)
+    assert found["skipped"] == 1
+
+
 def test_a_part_that_cannot_be_written_is_told_on_every_rank(findings: dict[str, Any]) -> None:
     on_rank_0, on_rank_1, *left = findings["unwritten"]
     assert on_rank_0 == on_rank_1

@@ -33,6 +33,9 @@ from stages.runtime.checkpoints import Checkpointer, Resumed
 from stages.runtime.engine import Engine
 from stages.runtime.stage import run_stage, stage_module
 
+MEASURED = ("time", "throughput/", "energy/")
+"""Names of metrics that no two runs have in common."""
+
 
 def main(jobs: Sequence[Job]) -> None:
     for job in jobs:
@@ -84,7 +87,7 @@ def run(job: Job, rank: int) -> None:
         rows = workdir.read_metrics(store, manifest.key)
         found["outputs"] = {role: ref.digest for role, ref in manifest.outputs.items()}
         found["metrics"] = [
-            {name: value for name, value in row.items() if not name.startswith("time")}
+            {name: value for name, value in row.items() if not name.startswith(MEASURED)}
             for row in rows
         ]
         found["phases"] = [[name for name in row if name.startswith("time")] for row in rows]

@@ -39,6 +39,7 @@ def main(folder: Path) -> None:
     findings["resume"] = {str(stage): resume(rank, stage, folder) for stage in (0, 1, 2, 3)}
     settings._PERSISTENT_ELEMENTS = 0  # or ZeRO-3 would keep all of the small model everywhere
     findings["reshaped"] = reshaped(rank, folder)
+    findings["offloaded"] = {str(stage): offloaded(rank, stage, folder) for stage in (1, 2, 3)}
     findings["from_one_rank"] = from_one_rank(rank, folder)
     findings["for_one_rank"] = for_one_rank(rank, folder)
     findings["unwritten"] = unwritten(rank, folder)
@@ -192,6 +193,25 @@ def reshaped(rank: Rank, folder: Path) -> Findings:
                 "expected": train(engine, rank, range(3, 6), [6]),
             }
     return found
+
+
+def offloaded(rank: Rank, zero_stage: int, folder: Path) -> Findings:
+    """Optimizer state on the host: losses, one step that is skipped, and a resume."""
+    engine = build(rank, zero_stage, offload_optimizer=True)
+    losses = train(engine, rank, range(3), [6])
+    poisoned(rank, engine, 3, float("nan"))
+    place = folder / f"offloaded-{zero_stage}"
+    with Checkpointer(place, rank) as checkpointer:
+        checkpointer.save(4, {"policy": engine})
+    other = build(rank, zero_stage, seed=7, offload_optimizer=True)
+    checkpointer.restore({"policy": other})
+    on_device = build(rank, 0, seed=7)
+    checkpointer.restore({"policy": on_device})
+    return {
+        "losses": losses,
+        "going_on": [train(e, rank, range(4, 6), [6]) for e in (engine, other, on_device)],
+        "skipped": on_device.last_step.num_skipped,
+    }
 
 
 def from_one_rank(rank: Rank, folder: Path) -> Findings:

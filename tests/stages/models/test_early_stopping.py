@@ -1,0 +1,97 @@
+"""Early stopping: what is best, when to stop, and which versions wait for the end on the disk."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_contracts.store import Store
+from kernels.model import CausalLM, ModelConfig
+from stages.models.early_stopping import (
+    EarlyStopping,
+    forget_bests_after,
+    forget_older_bests,
+    keep_best,
+    publish_best,
+)
+from stages.runtime.distributed import process_group
+from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
+from stages.runtime.schedules import constant
+from stages.runtime.stage import WorkDir
+from stages.text.tokenizer import Tokenizer
+from stages.text.training import train_bpe
+
+
+def test_the_best_iteration_and_how_long_ago_it_was():
+    stopping = EarlyStopping()
+    assert [stopping.observe(v, i) for i, v in enumerate([0.0, 2.0, 1.0, 2.0])] == [
+        *(True, True, False, False)
+    ]
+    assert (stopping.best_iteration, stopping.best_objective) == (1, 2.0)
+    assert stopping.num_without_best == 2
+    assert not stopping.observe(math.nan, 4)
+    assert stopping.observe(2.5, 5)
+    assert stopping.num_without_best == 0
+
+
+def test_rewards_are_measured_from_where_training_began_domain_by_domain():
+    stopping = EarlyStopping()
+    domains = ["safety", "helpfulness", "safety", "helpfulness"]
+    first = stopping.standardised(torch.tensor([1.0, 10.0, 3.0, 30.0]), domains)
+    assert first.tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-4)
+    # safety: mean 2, deviation 1; helpfulness: mean 20, deviation 10
+    later = stopping.standardised(torch.tensor([5.0, 20.0, 2.0, 0.0]), domains)
+    assert later.tolist() == pytest.approx([3, 0, 0, -2], abs=1e-4)
+    resumed = EarlyStopping(**vars(stopping))
+    assert resumed.standardised(torch.tensor([5.0]), ["safety"]).tolist() == [later[0].item()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [f"The garden has {i} old walls.\n" for i in range(60)]
+    return Tokenizer.from_bytes(train_bpe(texts, 290))
+
+
+@pytest.fixture
+def work(tmp_path: Path):
+    return WorkDir(tmp_path / "attempt-1", process_group(), Store.open(tmp_path / "home"))
+
+
+@pytest.fixture
+def keep(work: WorkDir, tokenizer: Tokenizer):
+    config = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 32)
+    model = CausalLM(config, torch.Generator().manual_seed(0))
+    optimizer = OptimizerSettings(learning_rate=1e-3)
+    policy = Engine(model, optimizer, constant(1e-3), EngineSettings(), work.rank)
+    return lambda iteration: keep_best(work, policy, config, tokenizer, iteration)
+
+
+def kept(work: WorkDir) -> list[int]:
+    return sorted(int(path.name) for path in (work.checkpoints / "best").iterdir())
+
+
+def test_what_a_resume_from_a_kept_checkpoint_could_publish_is_kept(work, keep):
+    for iteration in (0, 3, 5, 8, 12):
+        keep(iteration)
+    forget_older_bests(work, [6, 10])  # at 6 the best one was 5, at 10 it was 8
+    assert kept(work) == [5, 8, 12]
+    forget_older_bests(work, [])  # nothing is saved yet: a resume starts over
+    assert kept(work) == [5, 8, 12]
+    forget_bests_after(work, 10)
+    assert kept(work) == [5, 8]
+    forget_older_bests(work, [10, 12])
+    assert kept(work) == [8]
+
+
+def test_the_best_is_published_even_if_an_earlier_attempt_was_killed_while_writing(work, keep):
+    unfinished = work.checkpoints / "best" / ".unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    keep(4)
+    keep(4)
+    folder, kind = publish_best(work, EarlyStopping(best_iteration=4))
+    assert kind == "checkpoint"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.model"} <= names
+    assert (folder / "model.safetensors").stat().st_size > 1000
