@@ -12,6 +12,8 @@ from trap_models import VOCAB
 from trap_ranks import of_one_rank, of_two_ranks
 from trap_table import FOLDER, traps
 
+from kernels import generation
+from stages.models import sampling
 from stages.text.tokenizer import Tokenizer
 from stages.text.training import train_bpe
 
@@ -36,6 +38,20 @@ def two_ranks(tmp_path_factory, tokenizer):
 def one_rank(tmp_path_factory, tokenizer):
     """The same, by this process."""
     return of_one_rank(tmp_path_factory.mktemp("one_rank"), tokenizer)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The responses of every call of the generator by a stage."""
+    responses: list[list[list[int]]] = []
+
+    def recording(*arguments, **options):
+        out = generation.generate(*arguments, **options)
+        responses.append(out.responses)
+        return out
+
+    monkeypatch.setattr(sampling, "generate", recording)
+    return responses
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,8 @@ Seen to fail with each of these planted in the product:
 - a cache whose next position is one too far, or stays where it is;
 - the columns between a prompt and the longest one attended to, or its own last one hidden;
 - rows that leave the cache without their positions, or without their padding;
-- a prompt's logits read at the end of the longest prompt.
+- a prompt's logits read at the end of the longest prompt, or those of another prompt where equal
+  ones are read once.
 """
 
 import plain_llama
@@ -20,6 +21,7 @@ import pytest
 import torch
 from trap_models import HEADS, causal_lm, flat, random_ids, reward_model, value_model
 
+from kernels import generation
 from kernels.attention import Documents
 from kernels.generation import decode, prefill
 
@@ -65,22 +67,28 @@ def test_positions_begin_at_zero_in_every_document():
 
 
 @pytest.mark.parametrize("num_pads", [0, 1, 2, 5, 12, 18])
-def test_a_cache_goes_on_where_each_prompt_ends(num_kv_heads, num_pads):
-    """Three tokens written after prompts of unequal length, then three more without a row."""
+@pytest.mark.parametrize("num_tokens_read_at_a_time", [7, 1024])
+def test_a_cache_goes_on_where_each_prompt_ends(
+    num_kv_heads, num_pads, num_tokens_read_at_a_time, monkeypatch
+):
+    """Three tokens written after prompts of unequal length, then three more without two rows."""
+    monkeypatch.setattr(generation, "_PREFILL_TOKENS", num_tokens_read_at_a_time)
     model = causal_lm(0, num_kv_heads)
-    prompts = [random_ids(n, n) for n in (5, 4, 4 + num_pads)]
-    written = [random_ids(6, 50 + row) for row in range(3)]
+    prompts = [random_ids(n, n) for n in (5, 4, 4, 4 + num_pads, 3)]  # the second and third equal
+    written = [random_ids(6, 50 + row) for row in range(5)]
     cache, logits = prefill(model, prompts, num_new_columns=6)
     assert cache.positions.tolist() == [len(prompt) for prompt in prompts]
-    found = [logits]
-    for step in range(3):
-        found.append(decode(model, cache, torch.tensor([row[step] for row in written])))
-    cache.keep(torch.tensor([0, 2]))
-    for step in range(3, 6):
-        found.append(decode(model, cache, torch.tensor([written[0][step], written[2][step]])))
+    found = {row: [logits[row]] for row in range(5)}
+    rows = [0, 1, 2, 3, 4]
+    for step in range(6):
+        if step == 3:
+            cache.keep(torch.tensor([0, 2, 3]))
+            rows = [0, 2, 3]
+        logits = decode(model, cache, torch.tensor([written[row][step] for row in rows]))
+        for i, row in enumerate(rows):
+            found[row].append(logits[i])
 
     for row, prompt in enumerate(prompts):
         expected = plain_llama.logits(model, prompt + written[row])[len(prompt) - 1 :]
-        own = [x[row] for x in found[:4]]
-        own += [x[row // 2] for x in found[4:] if row != 1]
-        torch.testing.assert_close(torch.stack(own).double(), expected[: len(own)], **CLOSE)
+        own = torch.stack(found[row]).double()
+        torch.testing.assert_close(own, expected[: len(own)], **CLOSE)

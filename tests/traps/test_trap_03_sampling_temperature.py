@@ -4,7 +4,8 @@ When it bites: the ratio is not 1 before the first update, the clip cuts off gra
 and the KL compares two policies of which neither wrote the text.
 
 Seen to fail with each of these planted in the product:
-- the temperature left out of the policy's log-probs, of the reference's, or of the update's;
+- the temperature left out of the policy's log-probs, of the reference's, of the update's or of
+  early stopping's;
 - the temperature multiplied instead of divided by;
 - rollouts sampled at temperature 1, or the generator's log-probs taken before the division;
 - the temperature left out of the gradient, or of the entropy;
@@ -19,6 +20,8 @@ from trap_models import EOS, causal_lm
 from trap_ppo import bench, many, plain_entropy, plain_policy_gradients, prompts, split
 
 from kernels.generation import Sampling, generate
+from stages import ppo
+from stages.models.early_stopping import EarlyStopping
 
 TEMPERATURES = [0.5, 0.7, 1.0, 1.3]
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -86,3 +89,28 @@ def test_entropy_and_gradient_are_those_of_the_temperature(rolled, temperature):
     assert stats["ppo/entropy"] == pytest.approx(entropy, abs=1e-5)
     for name, found in ready.models.policy.gradients.items():
         torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_early_stopping_measures_the_kl_at_the_temperature(
+    tmp_path, tokenizer, temperature, monkeypatch
+):
+    ready = bench(tmp_path, tokenizer, temperature=temperature)
+    drawn = []
+
+    def remembering(*arguments):
+        drawn[:] = sample(*arguments)
+        return drawn
+
+    sample = ppo.sample
+    monkeypatch.setattr(ppo, "sample", remembering)
+    found = ppo.evaluate_held_out(
+        ready.config, ready.work, ready.models, ready.prompts, EarlyStopping(), 0
+    )
+    policy, reference = (
+        sum(
+            plain_llama.logprobs(model, t.prompt, t.response, temperature).sum().item()
+            for t in drawn
+        )
+        for model in (ready.models.policy.module, ready.models.reference.module)
+    )
+    assert found["held_out/kl"] == pytest.approx((policy - reference) / 12, abs=1e-4)

@@ -4,7 +4,7 @@ When it bites: the same response is above or below the mean by the length of its
 the rank it fell to; every rank pulls the policy its own way.
 
 Seen to fail with each of these planted in the product:
-- mean and variance over every cell of a padded rectangle, or the variance alone;
+- mean and variance over every cell of a padded rectangle, or one of the two;
 - each rank whitening its own share, or averaging means and variances as if shares were equal;
 - the variance divided by one less than the count, or about a mean that is not the group's;
 - rewards whitened before they are gathered from the ranks;

@@ -22,10 +22,11 @@ import pytest
 import torch
 from trap_models import causal_lm, reward_model
 from trap_ppo import bench, engine, plain_entropy, split, work_dir
-from trap_steps import STEPS, blocks, pairs, sequences
+from trap_steps import STEPS, blocks, pairs, pretrain_config, sequences
 
 from data_contracts.ratings import MARGINS
 from kernels.ppo import explained_variance
+from stages.pretrain import bits_per_byte
 
 MICRO_BATCH_SIZES = [1, 2, 3, 5, 12]
 CLOSE = 2e-5
@@ -155,6 +156,18 @@ def test_pretraining_reports_nats_per_predicted_token(tmp_path, micro_batch_size
         logprobs += [plain_llama.logprobs(model, d[:1], d[1:]).detach() for d in documents if d[1:]]
     found = STEPS["pretrain"](engine(model), micro_batch_size, work_dir(tmp_path))
     assert found["train/loss"] == pytest.approx(-torch.cat(logprobs).mean().item(), abs=CLOSE)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 7])
+def test_pretraining_measures_bits_per_byte_of_held_out_text(tmp_path, micro_batch_size):
+    """Blocks of unequal length; 2.5 bytes a token."""
+    model = causal_lm(6)
+    held_out = [block[: 4 + i] for i, block in enumerate(blocks())]
+    documents = [block.tolist() for block in held_out]
+    logprobs = torch.cat([plain_llama.logprobs(model, d[:1], d[1:]).detach() for d in documents])
+    config, work = pretrain_config(micro_batch_size), work_dir(tmp_path)
+    found = bits_per_byte(engine(model), (held_out, 2.5), config, work)
+    assert found == pytest.approx(-logprobs.mean().item() / math.log(2) / 2.5, abs=CLOSE)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 7])

@@ -12,6 +12,7 @@ Seen to fail with each of these planted in the product:
 - the sum divided by the tokens of an average micro-batch, or of this rank's share;
 - the mean over responses of their means, or the sum over tokens divided by responses;
 - DeepSpeed's own division by the accumulation steps, or by the ranks;
+- the tokens of the whole rollout in place of the mini-batch's, or of a full mini-batch;
 - the batch's tokens counted with the prompts', or with the padding's sequence length;
 - the last, smaller micro-batch left out, or counted as a full one;
 - gradients of a rank's first micro-batch forgotten, or exchanged at every micro-batch;
@@ -21,7 +22,7 @@ Seen to fail with each of these planted in the product:
 import plain_llama
 import pytest
 import torch
-from trap_models import causal_lm, reward_model
+from trap_models import causal_lm, reward_model, value_model
 from trap_ppo import bench, engine, plain_policy_gradients, split, work_dir
 from trap_steps import STEPS, sequences
 
@@ -74,14 +75,13 @@ def test_the_gradients_of_ppo_are_means_over_response_tokens(tmp_path, tokenizer
     assert_same(ready.models.value.gradients, value, rtol=1e-4, atol=1e-5)
 
 
-def plain_value_gradients(model, rollouts):
-    """Of the mean over all response tokens of half the squared error; without gradients after."""
-    errors = [
-        plain_llama.scores(model, trajectory.tokens)[len(trajectory.prompt) - 1 : -1] - returns
-        for trajectory, returns in zip(
-            rollouts.trajectories, split(rollouts.returns, rollouts), strict=True
-        )
-    ]
+def plain_value_gradients(model, rollouts, indices=range(12)):
+    """Of the mean over the response tokens of half the squared error."""
+    returns, errors = split(rollouts.returns, rollouts), []
+    for i in indices:
+        trajectory = rollouts.trajectories[i]
+        values = plain_llama.scores(model, trajectory.tokens)[len(trajectory.prompt) - 1 : -1]
+        errors.append(values - returns[i])
     loss = torch.cat(errors).square().mean() / 2
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()))
@@ -93,12 +93,14 @@ def test_every_mini_batch_has_a_mean_of_its_own(tmp_path, tokenizer, mini_batch_
     """The last, smaller one too: its gradient is that of its own responses' tokens."""
     ready = bench(tmp_path, tokenizer, mini_batch_size=mini_batch_size, micro_batch_size=2)
     ready.models.policy = engine(causal_lm(1, eos_logit=6), learning_rate=0.0)
+    ready.models.value = engine(value_model(5), learning_rate=0.0)
     rollouts = ready.roll_out()
     last = list(range(12))[12 - 12 % mini_batch_size :]
     ready.update(rollouts)
-    found = ready.models.policy.gradients
-    ready.update(rollouts, last, micro_batch_size=12)
-    assert_same(found, ready.models.policy.gradients)
+    policy = plain_policy_gradients(ready.models.policy.module, rollouts, indices=last)
+    value = plain_value_gradients(ready.models.value.module, rollouts, last)
+    assert_same(ready.models.policy.gradients, policy, rtol=1e-4, atol=1e-5)
+    assert_same(ready.models.value.gradients, value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*STEPS, "policy", "value"])

@@ -11,6 +11,7 @@ Seen to fail with each of these planted in the product:
 - positions that go on from one document to the next;
 - key-value heads shared by the wrong queries;
 - documents packed into a sequence one after the other as if they were one;
+- the first token of a document predicted from the last one of the document before;
 - blocks of the corpus cut one token after a document begins, or not at all;
 - the two sides of a comparison in one document;
 - prompts that see the ones they are read with.

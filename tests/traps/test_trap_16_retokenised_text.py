@@ -12,34 +12,17 @@ Seen to fail with each of these planted in the product:
 - the best of K learned from its text.
 """
 
-import pytest
 from trap_models import EOS
 from trap_ppo import bench
 from trap_store import published
 
 from data_contracts.parquet import read_table
 from data_contracts.tables import CONTRACTS
-from kernels import generation
 from stages import rejection_sampling
-from stages.models import sampling
 from stages.models.batches import Example
 from stages.models.finetuning import finetune
 from stages.models.rollouts import keep_rollouts
 from stages.text.dialogue import render_prompt
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Every response that the generator draws, in order of the calls."""
-    responses = []
-
-    def recording(*arguments, **options):
-        out = generation.generate(*arguments, **options)
-        responses.append(out.responses)
-        return out
-
-    monkeypatch.setattr(sampling, "generate", recording)
-    return responses
 
 
 class Listener:

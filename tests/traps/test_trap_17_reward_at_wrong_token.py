@@ -20,11 +20,14 @@ import pytest
 import torch
 from trap_models import EOS, HEADS, ONE_RANK, random_ids, reward_model
 from trap_ppo import bench
-from trap_store import published
+from trap_store import prompt_rows, published
 
+from stages import evaluate
 from stages.models.pairs import Pair, flat_pairs, score_margins
+from stages.models.rewards import RewardModels
 from stages.models.scoring import score_sequences
 from stages.rejection_sampling import Config, sample_and_score
+from stages.runtime.engine import EngineSettings, frozen
 from stages.text.dialogue import render_prompt
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -125,3 +128,25 @@ def test_rejection_sampling_scores_prompt_and_response_to_the_end(tmp_path, toke
     ]
     for found, seed in ((scores.safety, 3), (scores.helpfulness, 4)):
         torch.testing.assert_close(found.double(), alone(reward_model(seed), sequences), **CLOSE)
+
+
+def test_an_evaluation_scores_prompt_and_response_to_the_end(tmp_path, tokenizer, drawn):
+    work, refs = published(tmp_path, tokenizer)
+    own = {name: refs[name] for name in evaluate.Config.model_fields if name in refs}
+    config = evaluate.Config.model_validate(
+        {**own, "version": 1, "models": {"v1": refs["policy"]}, "max_new_tokens": 8}
+    )
+    judges = RewardModels(frozen_reward(3), frozen_reward(4), config.gate_threshold)
+    prompts = prompt_rows()
+    rows = evaluate.answer(config, work, "v1", prompts, judges)
+    sequences = [
+        render_prompt(prompt["messages"], tokenizer) + response
+        for prompt, response in zip(prompts, drawn[0], strict=True)
+    ]
+    for name, seed in (("helpfulness_score", 3), ("safety_score", 4)):
+        expected = alone(reward_model(seed), sequences).tolist()
+        assert [row[name] for row in rows] == pytest.approx(expected, abs=2e-5)
+
+
+def frozen_reward(seed):
+    return frozen(reward_model(seed), EngineSettings(), ONE_RANK)

@@ -165,17 +165,24 @@ def split(flat: Tensor, rollouts: Rollouts) -> list[Tensor]:
 
 
 def plain_policy_gradients(
-    model: CausalLM, rollouts: Rollouts, temperature: float = 1.0
+    model: CausalLM,
+    rollouts: Rollouts,
+    temperature: float = 1.0,
+    indices: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Of the mean over all response tokens of -A log π, by parameter; the model stays as it is."""
+    """Of the mean over the response tokens of -A log π, by parameter; the model stays as it is.
+
+    `indices`: of these responses alone.
+    """
     twin = copy.deepcopy(model)
+    advantages = split(rollouts.advantages, rollouts)
+    chosen = range(len(rollouts.lengths)) if indices is None else indices
     total = torch.zeros((), dtype=torch.float64)
-    for trajectory, advantages in zip(
-        rollouts.trajectories, split(rollouts.advantages, rollouts), strict=True
-    ):
-        logprobs = plain_llama.logprobs(twin, trajectory.prompt, trajectory.response, temperature)
-        total = total - (logprobs * advantages).sum()
-    (total / sum(rollouts.lengths)).backward()
+    for i in chosen:
+        trajectory = rollouts.trajectories[i]
+        found = plain_llama.logprobs(twin, trajectory.prompt, trajectory.response, temperature)
+        total = total - (found * advantages[i]).sum()
+    (total / sum(rollouts.lengths[i] for i in chosen)).backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
 
 

@@ -66,9 +66,9 @@ def reward_step(engine: Engine, micro_batch_size: int, work: WorkDir) -> dict[st
     return reward_model.train_step(engine, pairs(), config, work)
 
 
-def pretrain_step(engine: Engine, micro_batch_size: int, work: WorkDir) -> dict[str, float]:
-    """Of pretraining, on blocks that are cut where documents begin."""
-    config = pretrain.Config.model_validate(
+def pretrain_config(micro_batch_size: int) -> pretrain.Config:
+    """Blocks that are cut where documents begin."""
+    return pretrain.Config.model_validate(
         {
             "token_shards": NO_ARTIFACT,
             "tokenizer": NO_ARTIFACT,
@@ -78,6 +78,11 @@ def pretrain_step(engine: Engine, micro_batch_size: int, work: WorkDir) -> dict[
             "mask_documents": True,
         }
     )
+
+
+def pretrain_step(engine: Engine, micro_batch_size: int, work: WorkDir) -> dict[str, float]:
+    """Of pretraining."""
+    config = pretrain_config(micro_batch_size)
     loss = pretrain.train_step(engine, blocks(), [""] * 7, config, bos_id=1, work=work)
     return {"train/loss": loss}
 

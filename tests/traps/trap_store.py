@@ -39,6 +39,7 @@ def prompt_rows() -> list[dict[str, object]]:
             "domain": "safety" if i % 2 else "helpfulness",
             "source": "own",
             "split": "train" if i < 6 else "validation",
+            "category": None,
             "messages": [{"role": "user", "content": f"The garden has {i} walls."}],
         }
         for i in range(10)
