@@ -47,7 +47,7 @@ def _laps(turns: Turns, size: Size, loss: Loss) -> None:
         with peak_mib() as peak:
             value = loss(hidden, weight, targets)
             value.backward()
-        turns.lap(size.num_rows, loss=float(value), **peak)
+        turns.lap(size.num_rows, loss=value.item(), **peak)
 
 
 def our_mean(turns: Turns, size: Size) -> None:

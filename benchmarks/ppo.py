@@ -43,7 +43,7 @@ class TimedIterations(TimedWork):
 
     def amount(self, extra: dict[str, Any]) -> float:
         """Tokens of all prompts and responses."""
-        length = self.size.prompt_length + extra["ppo/response_tokens"]
+        length = self.size.prompt_length + self.metrics["ppo/response_tokens"]
         return self.size.num_prompts * length
 
     def facts(self) -> dict[str, float]:

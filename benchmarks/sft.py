@@ -48,13 +48,15 @@ class Size:
 
 
 def demonstrations(size: Size, num_steps: int) -> list[Example]:
-    """Enough for so many steps, packed or not; log-normal lengths, a median of 120 tokens."""
+    """Just enough for so many steps of packed sequences; log-normal lengths, a median of 120."""
     rng = np.random.default_rng(0)
     needed = num_steps * size.global_batch_size
     median = MEDIAN_TOKENS * size.sequence_length / SMALL.max_seq_len
     examples: list[Example] = []
-    while len(examples) < needed or num_sequences(examples, size) < needed:
-        examples += list(_some(rng, size, median, needed))
+    while num_sequences(examples, size) < needed:
+        examples += _some(rng, size, median, needed)
+    while num_sequences(examples[:-1], size) >= needed:
+        examples.pop()
     return examples
 
 

@@ -1,7 +1,7 @@
 """PPO's update: one pass over a batch of rollouts, a gradient step on each mini-batch (§3.2.3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class UpdateSettings(Contract):
     @model_validator(mode="before")
     @classmethod
     def _refuse_biased_sampling(cls, values: Any) -> Any:
-        if found := sorted(BIASED_SAMPLING.intersection(values)):
+        named = values if isinstance(values, Mapping) else ()
+        if found := sorted(BIASED_SAMPLING.intersection(named)):
             raise ValueError(
                 f"sampling with {', '.join(found)} is refused: PPO's ratio and KL hold for "
                 "responses drawn from the whole distribution (trap 9). Leave it out; temperature "

@@ -84,10 +84,10 @@ class Checkpointer:
     ) -> None:
         try:
             self.wait()
-        except UserError as unwritten:
+        except Exception as unwritten:
             if error is None:
                 raise
-            LOG.warning("%s", unwritten)
+            LOG.warning("The last checkpoint could not be written: %s", unwritten)
         finally:
             self._writer.shutdown()
 
@@ -158,8 +158,8 @@ class Checkpointer:
         digests, problem = {}, None
         try:
             digests = _write_files(unfinished, content, self._rank)
-        except OSError as error:
-            problem = disk_error("write the checkpoint", unfinished, error)
+        except Exception as error:  # whatever it is, the other ranks must not wait
+            problem = _explained(unfinished, error)
         shares = self._channel.gather_objects((digests, problem))
         problem = next((p for _, p in shares if p), None)
         if self._rank.is_main:
@@ -182,10 +182,8 @@ class Checkpointer:
             sync_folder(self._folder)
             for name in self._newest_first()[self._settings.keep_checkpoints :]:
                 shutil.rmtree(self._folder / name)
-        except UserError as error:
-            return error
-        except OSError as error:
-            return disk_error("write the checkpoint", unfinished, error)
+        except Exception as error:
+            return _explained(unfinished, error)
         return None
 
     def _tidied(self) -> list[str]:
@@ -211,6 +209,15 @@ class Checkpointer:
         if self._rank.is_main:
             LOG.info("Resuming after step %d from %s", state["step"], folder)
         return Resumed(state["step"], state["extra"])
+
+
+def _explained(unfinished: Path, error: Exception) -> UserError:
+    """What the training is told at its next call."""
+    if isinstance(error, OSError):
+        return disk_error("write the checkpoint", unfinished, error)
+    LOG.error("Writing %s failed", unfinished, exc_info=error)
+    problem = f"Cannot write the checkpoint {unfinished}: {type(error).__name__}: {error}"
+    return UserError(problem, "See the log; the older checkpoints are whole")
 
 
 def _write_files(folder: Path, content: _Content, rank: Rank) -> dict[str, str]:

@@ -12,12 +12,10 @@ from kernels.generation import Sampling, generate
 from stages.text.dialogue import render_prompt
 
 
-def test_demonstrations_fill_the_steps_packed_or_not():
+def test_demonstrations_fill_the_steps_and_no_more():
     size = SIZES["sft"]
     examples = sft.demonstrations(size, 3)
-    needed = 3 * size.global_batch_size
-    assert len(examples) >= needed
-    assert sft.num_sequences(examples, size) >= needed
+    assert sft.num_sequences(examples, size) == 3 * size.global_batch_size
     assert all(e.tokens[0] == BOS_ID and e.tokens[-1] == EOS_ID for e in examples)
     assert all(len(e.tokens) <= size.sequence_length for e in examples)
 

@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"No space left on device \(.+ free on .+") as caught:
+    with pytest.raises(UserError, match=r"No space left on device .*Free space") as caught:
         write_table(path, rows(3), PREFERENCES)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before

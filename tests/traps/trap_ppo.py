@@ -25,6 +25,7 @@ from stages.runtime.distributed import Rank, process_group
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings, StepStats, frozen
 from stages.runtime.schedules import constant
 from stages.runtime.stage import WorkDir
+from stages.runtime.throughput import Meter
 from stages.text.tokenizer import Tokenizer
 
 PLAIN = EngineSettings()
@@ -191,7 +192,8 @@ def plain_entropy(model: CausalLM, rollouts: Rollouts, temperature: float = 1.0)
 
 def generator_and_trainer(ready: Bench, iteration: int) -> tuple[Tensor, Tensor]:
     """Log-probs of the same new responses by both, after one more iteration of PPO."""
-    ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, iteration)
+    meter = Meter(ready.config.engine.precision, ready.work.rank)
+    ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, meter, iteration)
     sampling = Sampling(ready.config.max_new_tokens, ready.config.temperature)
     questions = ready.prompts.tokens
     out = generate(ready.models.sampler, questions, sampling, eos_id=EOS, seed=iteration)
