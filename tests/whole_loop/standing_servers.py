@@ -91,7 +91,7 @@ def mlflow_server(folder: Path) -> Iterator[Server]:
         *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
-    settings = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with _serving(command, folder, port, "/health", settings) as server:
         yield server
 
