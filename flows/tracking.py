@@ -191,9 +191,8 @@ class Tracker:
         prepare(self.where)
         from mlflow import MlflowClient
 
-        database = self.where.mlflow_database
-        if self.where.mlflow == f"sqlite:///{database}" and not database.exists():
-            _make_database(database)
+        if self.where.mlflow == f"sqlite:///{self.where.mlflow_database}":
+            ensure_database(self.where.mlflow_database)
         return MlflowClient(self.where.mlflow, registry_uri=self.where.mlflow)
 
     @cached_property
@@ -367,9 +366,11 @@ def registered_name(recipe: Recipe, node: Node) -> str | None:
     return names.get(node.id.name)
 
 
-def _make_database(path: Path) -> None:
-    """Make MLflow's database whole or not at all: one whose tables a kill or a full disk left half
-    made MLflow refuses for good."""
+def ensure_database(path: Path) -> None:
+    """Make MLflow's database, when there is none, whole or not at all: one whose tables a kill or a
+    full disk left half made MLflow refuses for good."""
+    if path.exists():
+        return
     from mlflow import MlflowClient
 
     unfinished = path.with_name(f".unfinished-{path.name}")

@@ -1,0 +1,59 @@
+"""Keep one program until it ends or is to end, and leave no process of it behind.
+
+    python -m flows.standing.keeper PARENT_PID GRACE_SECONDS module [argument ...]
+
+The program runs in a session of its own. TERM to the keeper, or the death of the process that
+started it, becomes TERM to the program, and KILL after the grace to whatever is left of it. If the
+keeper itself is killed, the kernel sends TERM to the program.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from flows.standing.descendants import end_descendants, inherit_orphans, reap
+from stages.runtime.launcher import die_with_parent
+
+_POLL_SECONDS = 0.1
+
+
+def keep(parent: int, grace_seconds: float, module: str, arguments: list[str]) -> int:
+    """Run the program until it ends or this process is asked to; returns its exit status."""
+    asked: list[int] = []
+    # a handler must only set a flag: what it would wait for may be locked below it
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inherit_orphans()
+    die_with_parent(parent)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "stages.runtime.launcher", str(os.getpid())),
+            *(module, *arguments),
+        ],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not asked:
+        reap([process.pid])
+        time.sleep(_POLL_SECONDS)
+    if process.poll() is None:
+        _ask(process, grace_seconds)
+    end_descendants(grace_seconds)
+    return process.returncode or 0
+
+
+def _ask(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """TERM to the program alone first: it ends its own children in the order that it likes."""
+    process.terminate()
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    status = keep(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    sys.exit(status if status >= 0 else 128 - status)
