@@ -34,6 +34,9 @@ def prefect_rows(home: Path, query: str) -> list[tuple]:
     return rows
 
 
+pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(600)]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One home for the story below."""
