@@ -24,7 +24,8 @@ def keep(parent: int, grace_seconds: float, module: str, arguments: list[str]) -
     asked: list[int] = []
     # a handler must only set a flag: what it would wait for may be locked below it
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # not SIG_IGN, which the program would inherit: Prefect's worker ends by an interrupt of its own
+    signal.signal(signal.SIGINT, lambda *_: None)
     inherit_orphans()
     die_with_parent(parent)
     process = subprocess.Popen(

@@ -119,7 +119,7 @@ class Servers:
             if kept.keeper.returncode:
                 raise self._failure(kept)
         finally:
-            self._end_one(kept)
+            self._end_all([kept])
 
     def _start(
         self, programs: Sequence[Program], before: Callable[[], None] = lambda: None
@@ -199,13 +199,16 @@ class Servers:
 
     def _end(self) -> None:
         """Workers first: their runs still report to the server."""
-        for kept in reversed(self._kept):
-            self._end_one(kept)
+        is_worker = {program.name for program in workers(self._at)}
+        self._end_all([kept for kept in self._kept if kept.program.name in is_worker])
+        self._end_all(self._kept)
         end_descendants(_ORPHAN_GRACE_SECONDS)
 
-    def _end_one(self, kept: _Kept) -> None:
-        if kept.keeper.poll() is None:
-            kept.keeper.terminate()
+    def _end_all(self, kept_list: Sequence[_Kept]) -> None:
+        for kept in kept_list:
+            if kept.keeper.poll() is None:
+                kept.keeper.terminate()
+        for kept in kept_list:
             kept.keeper.wait()
 
     def _failure(self, kept: _Kept) -> UserError:
