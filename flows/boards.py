@@ -5,20 +5,23 @@ stage's progress file: ranks never speak to Prefect, and a server that is away s
 """
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from uuid import UUID
 
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.events import emit_event
 from prefect.runtime import flow_run, task_run
 
 from data_contracts.store import Store
-from flows.graph import version_label
+from flows.gates import Verdict
+from flows.graph import base_nodes, version_label, version_nodes
 from flows.progress import RateMeter, Snapshot, Terminal, duration, read_snapshot
-from flows.runner import NodeResult
+from flows.runner import NodeResult, Walk
 
 LOG = logging.getLogger(__name__)
 UPDATE_SECONDS = 15.0
@@ -35,6 +38,61 @@ def publish_board(version: int, results: list[NodeResult]) -> None:
     )
 
 
+def publish_overview(walk: Walk) -> None:
+    """All stages and versions of the home as Markdown: state, time, digest, link to MLflow."""
+    ledger, pages = walk.ledger, walk.tracker.pages()
+    versions = ledger.versions()
+    nodes = list(dict.fromkeys(n for v in versions for n in _in_order(walk, v)))
+    lines = [
+        f"| stage | {' | '.join(map(version_label, versions))} |",
+        f"| --- |{' --- |' * len(versions)}",
+        *(
+            f"| {node} | {' | '.join(_cell(walk, v, node, pages) for v in versions)} |"
+            for node in nodes
+        ),
+    ]
+    create_markdown_artifact(
+        key=f"rlhf-board-{_dashed(walk.recipe.product)}",
+        markdown="\n".join(lines),
+        description=f"Every stage of {walk.recipe.product}, version by version",
+    )
+
+
+def publish_gates(verdict: Verdict) -> None:
+    """The verdict on an iteration's models, and an event for what notifies people of a failure."""
+    label = version_label(verdict.version)
+    create_table_artifact(
+        key=f"rlhf-{label}-gates",
+        description=f"Gates of {label}: champions are {', '.join(verdict.promoted()) or 'unmoved'}",
+        table=[gate.model_dump() for gate in verdict.gates],
+    )
+    failed = [gate for gate in verdict.gates if not gate.passed]
+    if failed:
+        emit_event(
+            event="rlhf.gate.failed",
+            resource={"prefect.resource.id": f"rlhf.iteration.{label}"},
+            payload={"gates": [gate.model_dump() for gate in failed]},
+        )
+
+
+def _in_order(walk: Walk, version: int) -> list[str]:
+    order = [
+        n.id.name
+        for n in (version_nodes(walk.recipe, version) if version else base_nodes(walk.recipe))
+    ]
+    return sorted(walk.ledger.nodes(version), key=lambda n: order.index(n) if n in order else 99)
+
+
+def _cell(walk: Walk, version: int, node: str, pages: Mapping[str, str]) -> str:
+    key = walk.ledger.head(version, node)
+    manifest = walk.store.recorded(key) if key else None
+    if key is None or manifest is None:
+        return ""
+    digests = " ".join(f"`{ref.digest[:8]}`" for ref in manifest.outputs.values())
+    took = f"done in {duration(manifest.seconds)}"
+    return f"[{took}]({pages[key]}) {digests}" if key in pages else f"{took} {digests}"
+
+
 def _board_row(result: NodeResult) -> dict[str, str]:
     manifest = result.manifest
     return {
@@ -46,6 +104,11 @@ def _board_row(result: NodeResult) -> dict[str, str]:
         "key": manifest.key[:12],
         "finished": manifest.finished_at,
     }
+
+
+def _dashed(text: str) -> str:
+    """Text as Prefect's keys allow it: lower case, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())
 
 
 class ReportingTerminal(Terminal):
@@ -118,7 +181,7 @@ class _ProgressArtifact:
                 if self._artifact is None:
                     made = ArtifactCreate(
                         type="progress",
-                        key=f"rlhf-{self._label.replace('/', '-').replace('_', '-')}".lower(),
+                        key=f"rlhf-{_dashed(self._label)}",
                         description=text,
                         data=percentage,
                         flow_run_id=UUID(str(self._flow_run)),

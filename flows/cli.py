@@ -232,7 +232,7 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-for command in (cli_serve.serve, cli_up.up, cli_up.down):
+for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)

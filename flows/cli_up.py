@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_contracts.errors import UserError
 from flows.cli_options import (
     DataOption,
     HomeOption,
@@ -16,10 +17,16 @@ from flows.cli_options import (
     paragraphs,
 )
 from flows.environment import Places, places, prepare
+from flows.server import API_URL_VARIABLE
 from flows.standing.addresses import LOOPBACK, Addresses, secret_of
 
 _DOWN_SECONDS = 180.0
 """A stage may take half a minute to save, and each program has its own grace."""
+
+
+CronOption = Annotated[str, typer.Option("--cron", help="When the weekly iteration starts.")]
+TimeZoneOption = Annotated[str, typer.Option("--timezone", help="Of --cron.")]
+WEEKLY = "0 3 * * 1"
 
 
 @paragraphs
@@ -34,10 +41,8 @@ def up(
     prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535)] = 4200,
     mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535)] = 5000,
     annotation_port: Annotated[int, typer.Option("--annotation-port", min=1, max=65535)] = 8400,
-    cron: Annotated[str, typer.Option("--cron", help="When the weekly iteration starts.")] = (
-        "0 3 * * 1"
-    ),
-    timezone: Annotated[str, typer.Option("--timezone", help="Of --cron.")] = "UTC",
+    cron: CronOption = WEEKLY,
+    timezone: TimeZoneOption = "UTC",
 ) -> None:
     """Start Prefect, MLflow, the annotation page and the workers, and keep them until Ctrl-C.
 
@@ -60,7 +65,7 @@ def up(
     state.refuse_second(where)
     at.check(secret)
     from flows.occupied import claim
-    from flows.standing.programs import POOLS, environment_of
+    from flows.standing.programs import POOLS, environment_of, schedule_variables
     from flows.standing.up import Servers
 
     if chosen.data_dir is None:  # workers run in folders of their own
@@ -81,8 +86,7 @@ def up(
         ):
             console.print(line, soft_wrap=True, markup=False)
 
-    schedule = {"RLHF_CRON": cron, "RLHF_TIMEZONE": timezone}
-    environment = environment_of(where, at, secret, schedule)
+    environment = environment_of(where, at, secret, schedule_variables(cron, timezone))
     console.print(f"Starting the servers of {where.home} …", soft_wrap=True, markup=False)
     Servers(where, at, environment, say=lambda line: console.print(line, markup=False)).run(
         announce
@@ -100,6 +104,40 @@ def down(home: HomeOption = None) -> None:
         if end(where, _DOWN_SECONDS)
         else f"No servers of {where.home} are up"
     )
+
+
+@paragraphs
+def deploy(
+    recipe: RecipeOption = None,
+    home: HomeOption = None,
+    cron: CronOption = WEEKLY,
+    timezone: TimeZoneOption = "UTC",
+) -> None:
+    """Make the work pools and register the deployments at the server of PREFECT_API_URL.
+
+    `rlhf up` does it by itself; this is for servers that run elsewhere (deploy/README.md).
+    """
+    where = _absolute(places(home))
+    if API_URL_VARIABLE not in os.environ:
+        raise UserError(
+            f"{API_URL_VARIABLE} does not say which server", "Set it to http://HOST:PORT/api"
+        )
+    chosen_recipe(recipe, None, where, None, None, None, None)
+    prepare(where)
+    from flows.server import server_errors_explained
+    from flows.standing.programs import schedule_variables
+
+    is_file = recipe is not None and Path(recipe).expanduser().exists()
+    named = str(Path(recipe).expanduser().absolute()) if recipe and is_file else recipe
+    os.environ |= {
+        "RLHF_HOME": where.home,
+        "RLHF_RECIPE": named or str(where.recipe),
+        **schedule_variables(cron, timezone),
+    }
+    from flows.standing.deployments import main
+
+    with server_errors_explained(where):
+        main()
 
 
 def _absolute(where: Places) -> Places:

@@ -10,10 +10,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from data_contracts.artifacts import ArtifactRef
-from flows.boards import ReportingTerminal, publish_board
+from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
 from flows.environment import places, prepare
-from flows.graph import BASE, Node, base_nodes, version_label, version_nodes
+from flows.gates import judge, record
+from flows.graph import BASE, Node, NodeId, Output, base_nodes, version_label, version_nodes
 from flows.label_weeks import delivery_file, publish_comparisons
+from flows.models import MODEL, model_nodes
 from flows.numbering import take_number, week_of
 from flows.occupied import claim, occupied
 from flows.pins import pin, read_pins
@@ -69,12 +71,16 @@ def _walk_version(walk: Walk, version: int, force: list[str]) -> dict[str, Any] 
     with walk.tracker:
         walk.outputs = read_pins(walk.store, version) | walk.outputs
         pin(walk, version)
-        for node in make:
-            if message := _awaited(node, walk):
-                publish_board(version, results)
-                return Completed(name=AWAITING_LABELS, message=message)
-            results.append(run_task(node, walk, force))
-    publish_board(version, results)
+        try:
+            for node in make:
+                if message := _awaited(node, walk):
+                    return Completed(name=AWAITING_LABELS, message=message)
+                results.append(run_task(node, walk, force))
+            if version != BASE:
+                pass_gates(walk, version)
+        finally:
+            publish_board(version, results)
+            publish_overview(walk)
     return {name: ref.model_dump() for name, ref in walk.outputs.items()}
 
 
@@ -109,6 +115,19 @@ def _awaited(node: Node, walk: Walk) -> str:
         f"`rlhf annotations export --week {node.id.version}`, or watch-annotations of `rlhf up`, "
         "delivers the labels"
     )
+
+
+def pass_gates(walk: Walk, version: int) -> None:
+    """Judge a complete iteration, record the verdict, and move the champions that it names."""
+    verdict = judge(walk.store, walk.ledger, version)
+    record(walk.store, verdict)
+    publish_gates(verdict)
+    models = model_nodes(walk.ledger, version)
+    digests = {
+        name: walk.resolve(Output(NodeId(version, models[name]), MODEL)).digest
+        for name in verdict.promoted()
+    }
+    walk.tracker.promote(version, digests)
 
 
 def open_walk(

@@ -13,7 +13,7 @@ from data_contracts.ledger import Ledger
 from data_contracts.store import Store
 
 _DOCUMENT = "numbers.json"
-_LAST_NODE = "evaluate"
+LAST_STAGE = "evaluate"
 
 
 class Number(Contract):
@@ -64,7 +64,7 @@ def next_version(ledger: Ledger) -> int:
 
 def is_complete(ledger: Ledger, version: int) -> bool:
     """Whether an iteration has come to its end."""
-    return ledger.head(version, _LAST_NODE) is not None
+    return ledger.head(version, LAST_STAGE) is not None
 
 
 def week_of(now: datetime) -> str:

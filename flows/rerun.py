@@ -5,9 +5,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.boards import publish_board
+from flows.boards import publish_board, publish_overview
 from flows.cascade import rerun
-from flows.iteration import open_walk
+from flows.graph import Node
+from flows.iteration import open_walk, pass_gates
+from flows.numbering import LAST_STAGE
 from flows.occupied import occupied
 from flows.runner import find_nodes
 from flows.tasks import run_task
@@ -68,5 +70,15 @@ def rerun_stage(
                 run=lambda node, walk, forced: run_task(node, walk, [str(node.id)] * forced),
             )
         )
+        for version in sorted(
+            {d.result.node.id.version for d in reruns if _is_last(d.result.node)}
+        ):
+            pass_gates(walk, version)
     publish_board(iteration, [done.result for done in reruns])
+    publish_overview(walk)
     return {str(done.result.node.id): "same" if done.is_same else "changed" for done in reruns}
+
+
+def _is_last(node: Node) -> bool:
+    """Whether an iteration is judged anew after this node."""
+    return node.stage == LAST_STAGE

@@ -16,6 +16,8 @@ import time
 from flows.standing.descendants import end_descendants, inherit_orphans, reap
 from stages.runtime.launcher import die_with_parent
 
+PROGRAM = "program"
+"""In place of the grace: the second half of the arrangement, which becomes the program."""
 _POLL_SECONDS = 0.1
 
 
@@ -30,8 +32,13 @@ def keep(parent: int, grace_seconds: float, module: str, arguments: list[str]) -
     die_with_parent(parent)
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "stages.runtime.launcher", str(os.getpid())),
-            *(module, *arguments),
+            sys.executable,
+            "-m",
+            "flows.standing.keeper",
+            str(os.getpid()),
+            PROGRAM,
+            module,
+            *arguments,
         ],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -55,6 +62,15 @@ def _ask(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
         process.wait()
 
 
+def become(parent: int, module: str, arguments: list[str]) -> None:
+    """Be the program: it dies with its keeper."""
+    die_with_parent(parent)
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+
+
 if __name__ == "__main__":
-    status = keep(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    parent_pid, second, program, *rest = sys.argv[1:]
+    if second == PROGRAM:
+        become(int(parent_pid), program, rest)
+    status = keep(int(parent_pid), float(second), program, rest)
     sys.exit(status if status >= 0 else 128 - status)

@@ -92,6 +92,11 @@ def environment_of(
     return {**os.environ, **settings, **schedule}
 
 
+def schedule_variables(cron: str, timezone: str) -> dict[str, str]:
+    """The variables of prefect.yaml that say when the weekly iteration starts."""
+    return {"RLHF_CRON": cron, "RLHF_TIMEZONE": timezone}
+
+
 def log_of(where: Places, name: str) -> Path:
     """Where a program's output goes."""
     return where.local / "logs" / f"{name}.log"
