@@ -332,7 +332,9 @@ class Tracker:
             versions = self._client.search_model_versions(f"name = '{name}'")
             own = [v for v in versions if _is_model(v.tags, digest, version)]
             aliases = self._client.get_registered_model(name).aliases if own else {}
-            champion = next((v for v in versions if str(v.version) == aliases.get(CHAMPION)), None)
+            champion = next(
+                (v for v in versions if str(v.version) == str(aliases.get(CHAMPION))), None
+            )
             is_later = champion is not None and int(champion.tags[ITERATION_TAG]) > version
             if own and not is_later:
                 newest = max(own, key=lambda v: int(v.version))

@@ -27,8 +27,8 @@ def test_every_other_command_is_rlhf():
     assert all(command.startswith(("make ", "rlhf ")) for command in commands())
 
 
-STAYING = ("rlhf run", "rlhf up")
-"""Long runs, which are planned below; and what stays until it is ended, which test_up.py runs."""
+STAYING = ("rlhf run", "rlhf up", "rlhf status --watch")
+"""Long runs, which are planned below; and what stays until it is ended: see test_up.py."""
 
 
 @pytest.mark.parametrize(
