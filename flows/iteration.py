@@ -56,52 +56,59 @@ def rlhf_iteration(
     when its comparisons are with the annotators. `watch_annotations` goes on from there.
     """
     walk = open_walk(recipe, home, pinned)
-    with occupied(walk.store):
+    given = dict(walk.outputs)
+    with occupied(walk.store), walk.tracker:
         if version is None:
-            version, is_due = _scheduled_version(walk)
+            version, is_due = _take_number(walk)
             if not is_due:
                 message = f"{week_of(datetime.now(UTC))} has its RLHF-V{version}"
                 return Completed(name=SKIPPED, message=message)
-        return _walk_version(walk, version, force or [])
+        if pinned is None:
+            _begin(walk, version, force or [])
+        return _walk_version(walk, version, force or [], given)
 
 
-def _walk_version(walk: Walk, version: int, force: list[str]) -> dict[str, Any] | State[None]:
-    make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
-    results: list[NodeResult] = []
-    with walk.tracker:
-        walk.outputs = read_pins(walk.store, version) | walk.outputs
-        pin(walk, version)
-        try:
-            for node in make:
-                if message := _awaited(node, walk):
-                    return Completed(name=AWAITING_LABELS, message=message)
-                results.append(run_task(node, walk, force))
-            if version != BASE:
-                pass_gates(walk, version)
-        finally:
-            publish_board(version, results)
-            publish_overview(walk)
-    return {name: ref.model_dump() for name, ref in walk.outputs.items()}
-
-
-def _scheduled_version(walk: Walk) -> tuple[int, bool]:
-    """The version of this flow run and whether it is due; makes the base when it is not there."""
-    run = str(flow_run.id)
-    version, is_due = take_number(walk.store, walk.ledger, run, datetime.now(UTC))
+def _take_number(walk: Walk) -> tuple[int, bool]:
+    """The version of this flow run, by whose name it goes from now on, and whether it is due."""
+    version, is_due = take_number(walk.store, walk.ledger, str(flow_run.id), datetime.now(UTC))
     if is_due:
+        label = version_label(version)
+        tags = {*flow_run.tags, f"iteration:{label}"}
         with get_client(sync_client=True) as client:
-            client.update_flow_run(
-                flow_run.id,
-                name=f"rlhf-{version_label(version)}",
-                tags={*flow_run.tags, f"iteration:{version_label(version)}"},
-            )
-        num_versions = max(version, walk.recipe.num_versions)
-        walk.recipe = walk.recipe.model_copy(update={"num_versions": num_versions})
-        claim(walk.where, walk.recipe)
+            client.update_flow_run(flow_run.id, name=f"rlhf-{label}", tags=tags)
+    return version, is_due
+
+
+def _begin(walk: Walk, version: int, force: list[str]) -> None:
+    """An iteration that no run of the whole recipe has begun: the home is for its recipe, which
+    goes at least so far, and what is missing of the base is made."""
+    num_versions = max(version, walk.recipe.num_versions)
+    walk.recipe = walk.recipe.model_copy(update={"num_versions": num_versions})
+    claim(walk.where, walk.recipe)
+    if version != BASE:
         for node in base_nodes(walk.recipe):
             if head_manifest(node.id, walk.store, walk.ledger) is None:
-                run_task(node, walk, [])
-    return version, is_due
+                run_task(node, walk, force)
+
+
+def _walk_version(
+    walk: Walk, version: int, force: list[str], given: dict[str, ArtifactRef]
+) -> dict[str, Any] | State[None]:
+    make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
+    results: list[NodeResult] = []
+    walk.outputs = read_pins(walk.store, version) | given
+    pin(walk, version)
+    try:
+        for node in make:
+            if message := _awaited(node, walk):
+                return Completed(name=AWAITING_LABELS, message=message)
+            results.append(run_task(node, walk, force))
+        if version != BASE:
+            pass_gates(walk, version)
+    finally:
+        publish_board(version, results)
+        publish_overview(walk)
+    return {name: ref.model_dump() for name, ref in walk.outputs.items()}
 
 
 def _awaited(node: Node, walk: Walk) -> str:

@@ -28,6 +28,8 @@ class Program:
     health: str
     """URL that answers once the program is at work."""
     grace_seconds: float = _SERVER_GRACE_SECONDS
+    pool: str = ""
+    """Of a worker: the pool it works for."""
 
 
 def servers(where: Places, at: Addresses) -> list[Program]:
@@ -59,6 +61,7 @@ def workers(at: Addresses) -> list[Program]:
             ("worker", "start", "--pool", pool, "--type", "process", "--name", pool),
             f"{at.api}/work_pools/{pool}",
             _WORKER_GRACE_SECONDS,
+            pool,
         )
         for pool in POOLS
     ]

@@ -20,7 +20,7 @@ from flows.server import is_full
 from flows.standing import state
 from flows.standing.addresses import Addresses
 from flows.standing.descendants import end_descendants, inherit_orphans
-from flows.standing.programs import Program, log_of, servers, workers
+from flows.standing.programs import POOLS, Program, log_of, servers, workers
 
 _START_SECONDS = 300.0
 """A busy machine imports Prefect and MLflow for a minute."""
@@ -75,6 +75,7 @@ class Servers:
             try:
                 self._start(servers(self._where, self._at), before=self._make_database)
                 self._register()
+                self._put_back(list(POOLS))
                 self._start(workers(self._at))
                 state.write(self._where, self._at, ready=True)
                 announce()
@@ -109,6 +110,10 @@ class Servers:
 
     def _register(self) -> None:
         self._run_to_end("deployments", ("flows.standing.deployments",))
+
+    def _put_back(self, pools: list[str]) -> None:
+        """What workers that are gone were running: see leftovers."""
+        self._run_to_end("leftovers", ("flows.standing.leftovers", *pools))
 
     def _run_to_end(self, name: str, command: Sequence[str]) -> None:
         """Run a module that ends by itself; its last line is the reason when it fails."""
@@ -159,7 +164,7 @@ class Servers:
         content = self._get(program.health)
         if content is None:
             return False
-        return "/work_pools/" not in program.health or json.loads(content)["status"] == "READY"
+        return not program.pool or json.loads(content)["status"] == "READY"
 
     def _get(self, url: str) -> bytes | None:
         request = urllib.request.Request(url)
@@ -184,9 +189,17 @@ class Servers:
                 kept.restart_at = time.monotonic() + pause
                 self._say(f"{kept.program.name} ended; starting it again in {pause:.0f} s")
             if time.monotonic() >= kept.restart_at:
+                if kept.program.pool:
+                    self._try_to_put_back(kept.program.pool)
                 again = self._launch(kept.program)
                 again.num_failures = kept.num_failures
                 self._kept[i] = again
+
+    def _try_to_put_back(self, pool: str) -> None:
+        try:
+            self._put_back([pool])
+        except UserError as error:  # the server may be away, too; the next `rlhf up` does it
+            self._say(str(error))
 
     def _num_failures(self, kept: _Kept) -> int:
         is_steady = time.monotonic() - kept.started_at > _STEADY_SECONDS
@@ -199,8 +212,7 @@ class Servers:
 
     def _end(self) -> None:
         """Workers first: their runs still report to the server."""
-        is_worker = {program.name for program in workers(self._at)}
-        self._end_all([kept for kept in self._kept if kept.program.name in is_worker])
+        self._end_all([kept for kept in self._kept if kept.program.pool])
         self._end_all(self._kept)
         end_descendants(_ORPHAN_GRACE_SECONDS)
 

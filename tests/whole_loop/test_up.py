@@ -199,13 +199,43 @@ def _processes(home: Path, words: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_however_it_ends_no_process_is_left(how: signal.Signals, tmp_path: Path):
+def test_after_ctrl_c_no_process_is_left(tmp_path: Path):
     home = tmp_path / "home"
     servers = Up(home)
     with running_rlhf("up", "--recipe", TINY, *servers.arguments, home=home) as process:
+        wait_until(lambda: processes_on(home), "programs", process)
+        time.sleep(2)  # in the middle of starting
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        assert not processes_on(home)
+    assert "No servers" in run_rlhf("down", home=home).stdout
+
+
+def test_after_a_kill_no_process_is_left_and_the_next_one_goes_on(tmp_path: Path):
+    home = tmp_path / "home"
+    servers = Up(home)
+    arguments = ("up", "--recipe", TINY, *servers.arguments)
+    with running_rlhf(*arguments, home=home) as process:
         wait_until(lambda: servers.is_ready, "the servers to be ready", process)
-        process.send_signal(how)
-        assert process.wait(120) == (0 if how == signal.SIGINT else -signal.SIGKILL)
+        run = servers.start("rlhf-iteration/weekly")
+        wait_until(lambda: (home / "iterations" / "base" / "ingest.json").exists(), "a stage")
+        process.kill()
+        process.wait(60)
         wait_until(lambda: not processes_on(home), "its processes to end")
-    assert "are up" in run_rlhf("down", home=home).stdout
+    with running_rlhf(*arguments, home=home) as process:
+        wait_until(lambda: servers.is_ready, "the servers to be ready", process)
+        done = servers.ended(run)
+        assert (done["name"], done["state_name"]) == ("rlhf-v1", "Completed"), done["state"]
+        assert "v1/evaluate" in digests(home)
+        champions = _champions(servers)
+        verdict = json.loads((home / "gates" / "v1.json").read_text())
+        failed = {gate["model"] for gate in verdict["gates"] if not gate["passed"]}
+        assert champions == {"policy", "helpfulness-rm", "safety-rm"} - failed
+
+
+def _champions(up: Up) -> set[str]:
+    """Registered models of MLflow's that have a champion."""
+    url = f"http://127.0.0.1:{up.ports[1]}/api/2.0/mlflow/registered-models/search"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        models = json.load(answer)["registered_models"]
+    return {m["name"] for m in models if "champion" in [a["alias"] for a in m.get("aliases", ())]}
