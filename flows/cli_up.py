@@ -1,8 +1,10 @@
 """`rlhf up` and `rlhf down`: the servers and workers of a home."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from rich.console import Console
@@ -17,7 +19,6 @@ from flows.cli_options import (
     paragraphs,
 )
 from flows.environment import Places, places, prepare
-from flows.server import API_URL_VARIABLE
 from flows.standing.addresses import LOOPBACK, Addresses, secret_of
 
 _DOWN_SECONDS = 180.0
@@ -51,7 +52,7 @@ def up(
     - `rlhf up --cron "0 3 * * 1" --timezone Europe/London`
 
     The weekly deployment then runs the next iteration of the home's recipe, and
-    `rerun-stage/any` any stage again. `rlhf run` and `rlhf stage` report to these servers, too.
+    `rerun-stage/any` any stage again. `rlhf run` on the same home reports to these servers, too.
 
     All listens on loopback. With --host, PREFECT_SERVER_API_AUTH_STRING must be set to
     name:password; clients then need it as PREFECT_API_AUTH_STRING. MLflow stays on loopback.
@@ -63,6 +64,7 @@ def up(
     from flows.standing import state
 
     state.refuse_second(where)
+    _check_schedule(cron, timezone)
     at.check(secret)
     from flows.occupied import claim
     from flows.standing.programs import POOLS, environment_of, schedule_variables
@@ -117,14 +119,16 @@ def deploy(
 
     `rlhf up` does it by itself; this is for servers that run elsewhere (deploy/README.md).
     """
+    from flows.server import API_URL_VARIABLE, server_errors_explained
+
     where = _absolute(places(home))
     if API_URL_VARIABLE not in os.environ:
         raise UserError(
             f"{API_URL_VARIABLE} does not say which server", "Set it to http://HOST:PORT/api"
         )
     chosen_recipe(recipe, None, where, None, None, None, None)
+    _check_schedule(cron, timezone)
     prepare(where)
-    from flows.server import server_errors_explained
     from flows.standing.programs import schedule_variables
 
     is_file = recipe is not None and Path(recipe).expanduser().exists()
@@ -138,6 +142,21 @@ def deploy(
 
     with server_errors_explained(where):
         main()
+
+
+def _check_schedule(cron: str, timezone: str) -> None:
+    """Raise UserError for what is plainly no schedule; Prefect checks the rest."""
+    if not re.fullmatch(r"\s*([A-Za-z0-9*/,#?-]+\s+){4}[A-Za-z0-9*/,#?-]+\s*", cron):
+        raise UserError(
+            f"--cron {cron!r} is not minute, hour, day, month and weekday",
+            'Write for instance --cron "0 3 * * 1", Mondays at three',
+        )
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UserError(
+            f"There is no time zone {timezone!r}", "Write for instance UTC or Europe/London"
+        ) from None
 
 
 def _absolute(where: Places) -> Places:

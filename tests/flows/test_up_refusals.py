@@ -56,6 +56,17 @@ def test_a_secret_has_a_name_and_a_password(secret: str):
     assert "name:password" in paragraph(result)
 
 
+def test_a_schedule_is_five_fields_in_a_time_zone():
+    message = paragraph(rlhf("up", "--recipe", "demo", "--cron", "mondays"))
+    assert "--cron 'mondays'" in message
+    message = paragraph(rlhf("up", "--recipe", "demo", "--timezone", "Mars/Olympus"))
+    assert "no time zone 'Mars/Olympus'" in message
+
+
+def test_deploying_needs_a_server():
+    assert "PREFECT_API_URL" in paragraph(rlhf("deploy", "--recipe", "demo"))
+
+
 def test_a_recipe_is_asked_for():
     assert "Add --recipe" in paragraph(rlhf("up"))
 
