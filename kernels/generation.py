@@ -71,21 +71,25 @@ def generate(
     *,
     eos_id: int,
     seed: int,
+    places: Sequence[int] | None = None,
     max_batch_size: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Generations:
     """Draw one response to each prompt, in the model's own precision.
 
     The random number behind each token belongs to (seed, prompt index, step), so a response depends
-    neither on the batch size nor on the other prompts. `on_progress` is told how many responses are
-    finished, and of how many. The model must hold all its weights (no ZeRO-3 shards).
+    neither on the batch size nor on the other prompts. `places` are the prompts' indices where they
+    are one rank's share of a longer list: then it does not depend on the number of ranks either.
+    `on_progress` is told how many responses are finished, and of how many. The model must hold all
+    its weights (no ZeRO-3 shards).
 
     Raises ValueError, with the prompt's index, for a prompt that is empty or leaves no room for
     max_new_tokens in the model's context.
     """
     _check_lengths(prompts, model.config.max_seq_len - sampling.max_new_tokens)
-    shape = (len(prompts), sampling.max_new_tokens)
-    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    own = torch.tensor(range(len(prompts)) if places is None else places, dtype=torch.int64)
+    shape = (int(own.max()) + 1 if len(own) else 0, sampling.max_new_tokens)
+    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed))[own]
     # Equal prompts are neighbours too, so that a batch finds them together.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     rows: dict[int, _Row] = {}

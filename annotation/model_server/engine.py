@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from annotation.refusals import RefusedError
-from kernels.generation import Cache, Sampling, decode, draw, prefill
+from kernels.decoding import Decoder, prefill
+from kernels.generation import Sampling, draw
 from kernels.model import CausalLM
 from stages.text.dialogue import render_prompt
 from stages.text.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ class _Cohort:
     """Requests that were read together and share a cache."""
 
     requests: list[Request]
-    cache: Cache
+    decoder: Decoder
     logits: torch.Tensor
     """[requests, vocabulary], of the next token."""
     uniforms: torch.Tensor
@@ -131,14 +132,14 @@ class Engine:
     @torch.inference_mode()
     def _read(self, requests: list[Request]) -> list[_Cohort]:
         steps = max(request.sampling.max_new_tokens for request in requests)
-        cache, logits = prefill(self.model, [r.prompt for r in requests], steps)
+        decoder, logits = prefill(self.model, [r.prompt for r in requests], steps)
         uniforms = torch.stack(
             [
                 torch.rand(steps, generator=torch.Generator().manual_seed(request.seed))
                 for request in requests
             ]
         ).to(logits.device)
-        return [_Cohort(requests, cache, logits, uniforms)]
+        return [_Cohort(requests, decoder, logits, uniforms)]
 
     @torch.inference_mode()
     def _advance(self, cohort: _Cohort) -> list[_Cohort]:
@@ -153,10 +154,10 @@ class Engine:
             return []
         if len(alive) < len(cohort.requests):
             keep = torch.tensor(alive, device=tokens.device)
-            cohort.cache.keep(keep)
+            cohort.decoder.keep(keep)
             cohort.requests = [cohort.requests[row] for row in alive]
             cohort.uniforms, tokens = cohort.uniforms[keep], tokens[keep]
-        cohort.logits = decode(self.model, cohort.cache, tokens)
+        cohort.logits = cohort.decoder.step(tokens)
         return [cohort]
 
     def _draw(self, cohort: _Cohort) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from kernels.cross_entropy import CHUNK_ELEMENTS_CUDA
-from kernels.generation import DROP_BELOW
+from kernels.generation import DROP_BELOW_CUDA
 from kernels.heads import num_scorer_parameters
 from kernels.model import ModelConfig
 from stages.runtime.distributed import Rank
@@ -222,7 +222,7 @@ def generation(
     keys = model.n_kv_heads * model.head_dim
     attention = num_prompt_tokens * size * (2 * model.dim + 3 * keys)
     reading = evaluation(model, size, num_prompt_tokens) + attention
-    dropping = int(DROP_BELOW * cache / 2)
+    dropping = int(DROP_BELOW_CUDA * cache / 2)
     logits = 5 * FP32 * num_rows * model.vocab_size  # and what is made of them to draw a token
     return max(reading, dropping) + logits
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import fake_stages
 import pytest
 
+pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(600)]
+
 
 def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
     root = Path(fake_stages.__file__).parents[2]
@@ -23,7 +25,7 @@ def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
     )
 
 

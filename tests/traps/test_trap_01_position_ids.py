@@ -21,9 +21,9 @@ import pytest
 import torch
 from trap_models import HEADS, causal_lm, flat, random_ids, reward_model, value_model
 
-from kernels import generation
+from kernels import decoding
 from kernels.attention import Documents
-from kernels.generation import decode, prefill
+from kernels.decoding import prefill
 
 CLOSE = {"rtol": 0, "atol": 1e-5}  # rotary factors are fp32 in every model
 
@@ -72,19 +72,19 @@ def test_a_cache_goes_on_where_each_prompt_ends(
     num_kv_heads, num_pads, num_tokens_read_at_a_time, monkeypatch
 ):
     """Three tokens written after prompts of unequal length, then three more without two rows."""
-    monkeypatch.setattr(generation, "_PREFILL_TOKENS", num_tokens_read_at_a_time)
+    monkeypatch.setattr(decoding, "_PREFILL_TOKENS", num_tokens_read_at_a_time)
     model = causal_lm(0, num_kv_heads)
     prompts = [random_ids(n, n) for n in (5, 4, 4, 4 + num_pads, 3)]  # the second and third equal
     written = [random_ids(6, 50 + row) for row in range(5)]
-    cache, logits = prefill(model, prompts, num_new_columns=6)
-    assert cache.positions.tolist() == [len(prompt) for prompt in prompts]
+    decoder, logits = prefill(model, prompts, num_new_columns=6)
+    assert decoder.cache.positions.tolist() == [len(prompt) for prompt in prompts]
     found = {row: [logits[row]] for row in range(5)}
     rows = [0, 1, 2, 3, 4]
     for step in range(6):
         if step == 3:
-            cache.keep(torch.tensor([0, 2, 3]))
+            decoder.keep(torch.tensor([0, 2, 3]))
             rows = [0, 2, 3]
-        logits = decode(model, cache, torch.tensor([written[row][step] for row in rows]))
+        logits = decoder.step(torch.tensor([written[row][step] for row in rows]))
         for i, row in enumerate(rows):
             found[row].append(logits[i])
 

@@ -39,7 +39,10 @@ def test_rows_are_numbered_by_line_and_array_elements_by_place(tmp_path):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        (gzip.compress(lines({"text": SECRET}) * 99, mtime=0)[:-9], "after line .*gzip stream is cut off"),
+        (
+            gzip.compress(lines({"text": SECRET}) * 99, mtime=0)[:-9],
+            "after line .*gzip stream is cut off",
+        ),
         (gzip.compress(lines({"text": SECRET}), mtime=0)[:20] + b"junk" * 9, "after line 0.*gzip"),
         (lines({"text": SECRET}) + b'{"text": "' + SECRET.encode(), "line 2, column .*not JSON"),
         (lines({"text": SECRET}, [SECRET]), "line 2: is a list where a JSON object is needed"),
