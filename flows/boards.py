@@ -18,15 +18,13 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run, task_run
 
 from data_contracts.store import Store
+from flows import progress
 from flows.gates import Verdict
 from flows.graph import base_nodes, version_label, version_nodes
 from flows.progress import RateMeter, Snapshot, Terminal, duration, read_snapshot
 from flows.runner import NodeResult, Walk
 
 LOG = logging.getLogger(__name__)
-UPDATE_SECONDS = 15.0
-"""Least pause between two updates of a progress artifact, and the least age of a stage to get one:
-most stages of a small run are over before."""
 
 
 def publish_board(version: int, results: list[NodeResult]) -> None:
@@ -147,12 +145,12 @@ class _ProgressArtifact:
         self._is_broken = False
 
     def update_sometimes(self) -> None:
-        """Show the newest progress, at most every UPDATE_SECONDS."""
+        """Show the newest progress, at most every PAGE_SECONDS."""
         snapshot = read_snapshot(self._store, self._key, self._began)
         if snapshot is None:
             return
         self._meter.add(snapshot)
-        if time.monotonic() - self._said_at >= UPDATE_SECONDS:
+        if time.monotonic() - self._said_at >= progress.PAGE_SECONDS:
             self._said_at = time.monotonic()
             self._show(snapshot.percentage, self._text(snapshot))
 

@@ -30,6 +30,9 @@ from stages.runtime.workdir import PROGRESS_FILE
 POLL_SECONDS = 0.5
 MILESTONE_SECONDS = 15.0
 """Least pause between two lines about one stage where the output is not a terminal."""
+PAGE_SECONDS = 15.0
+"""Least pause between two updates on the Prefect page, and the age at which a stage comes on it:
+most stages of a small run are over before."""
 _FULL = 100.0
 
 

@@ -155,9 +155,9 @@ def _accuracy(domain: Domain, test_set: Domain, rating: Rating | None) -> dict[s
 
 
 def _show_progress_often(seconds: str) -> None:
-    from flows import boards
+    from flows import progress  # not boards: Prefect reads its server's address when imported
 
-    boards.UPDATE_SECONDS = float(seconds)
+    progress.PAGE_SECONDS = float(seconds)
 
 
 if __name__ == "__main__":
