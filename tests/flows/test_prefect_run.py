@@ -55,7 +55,7 @@ def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
     assert "= base/sft: reused" in killed.stderr
     assert "+ v1/evaluate" in killed.stderr
 
-    done = rlhf(home, "demo", fail="v2/ppo=slow")
+    done = rlhf(home, "demo", fail="ppo=slow")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 12 + 4
     assert "+ v2/rejection_sampling" in done.stderr
@@ -75,9 +75,9 @@ def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
     assert {("Cached",), ("Completed",), ("Failed",)} <= set(states)
     artifacts = prefect_rows(home, "select distinct key from artifact where key <> '' order by key")
     tables = ("rlhf-base", "rlhf-v1", "rlhf-v1-gates", "rlhf-v2", "rlhf-v2-gates")
-    assert {key for (key,) in artifacts} == {*tables, "rlhf-board-sandbox", "rlhf-v2-ppo"}
+    assert {*tables, "rlhf-board-sandbox", "rlhf-v2-ppo"} <= {key for (key,) in artifacts}
     (progress,) = prefect_rows(home, "select data, type from artifact where key = 'rlhf-v2-ppo'")
-    assert progress == ("100.0", "progress"), "one artifact, updated in place"
+    assert (float(progress[0]), progress[1]) == (100.0, "progress"), "one, updated in place"
     (board,) = prefect_rows(
         home,
         "select data from artifact where key = 'rlhf-board-sandbox' order by created desc limit 1",
