@@ -8,6 +8,7 @@ from data_contracts.errors import StoreError, UserError
 from data_contracts.ledger import HeadEntry, Ledger, iteration_name
 from data_contracts.store import Manifest, Store
 from flows.environment import Places
+from flows.pins import read_pins
 from flows.recipe import parse_file
 from stages.runtime.checkpoints import checkpoint_folders, fault_of_checkpoint
 
@@ -44,6 +45,7 @@ def inspect(store: Store, where: Places) -> Inspection:
         for folder in checkpoint_folders(store.work_folder(key) / "checkpoints")
     ]
     findings += _recipe(where)
+    findings += _pins(store)
     findings += _broken_manifests(manifests)
     findings += [finding for head in heads for finding in _about_head(head, store)]
     findings += _objects(store, objects, heads, [m for m in manifests.values() if m])
@@ -89,6 +91,15 @@ def _recipe(where: Places) -> Iterator[Finding]:
             parse_file(where.recipe)
         except UserError as error:
             yield Finding(where.recipe.name, error.problem, "Delete it and name --recipe once")
+
+
+def _pins(store: Store) -> Iterator[Finding]:
+    for version in Ledger(store).versions():
+        try:
+            read_pins(store, version)
+        except StoreError as error:
+            name = f"pins/{iteration_name(version)}.json"
+            yield Finding(name, "it is damaged", error.remedy)
 
 
 def _broken_manifests(manifests: dict[str, Manifest | None]) -> Iterator[Finding]:

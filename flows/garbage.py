@@ -1,9 +1,10 @@
 """`rlhf gc`: what of a home nothing needs any more, and removing it.
 
 Needed is what a head or its history stands on (its outputs, their manifests, and the inputs of
-those), and every registered model. All else goes once it is older than a number of days: results
-that no version stands on, work of settings that were given up, attempts before the newest one of
-their stage. Metrics of old attempts stay: MLflow is told from them.
+those), what an iteration was begun with, and every registered model. All else goes once it is older
+than a number of days: results that no version stands on, work of settings that were given up,
+attempts before the newest one of their stage. Metrics of old attempts stay: MLflow is told from
+them.
 """
 
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
+from flows.pins import read_pins
 from stages.runtime.workdir import METRICS_FILE
 
 DAY_SECONDS = 86_400
@@ -89,6 +91,7 @@ def _needed(
     }
     refs = [r for m in needed.values() for r in (*m.inputs.values(), *m.outputs.values())]
     refs += [ref for entry in entries for ref in entry.outputs.values()]
+    refs += [ref for version in ledger.versions() for ref in read_pins(store, version).values()]
     return _Needed(
         set(needed),
         {entry.key for entry in entries} | {manifest.key for manifest in needed.values()},

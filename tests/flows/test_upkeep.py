@@ -211,6 +211,7 @@ def test_fsck_names_every_file_and_its_remedy(new_walk: NewWalk, home: Path) -> 
     corrupt(home / "manifests" / f"{key}.json")
     corrupt(home / "iterations/v1/evaluate.json")
     corrupt(home / "recipe.json")
+    store.write("pins/v1.json", b"{")
     checkpoint = store.work(key) / "checkpoints" / "step-00000004"
     checkpoint.mkdir()
     (checkpoint / "state.json").write_text("{}")
@@ -227,6 +228,7 @@ def test_fsck_names_every_file_and_its_remedy(new_walk: NewWalk, home: Path) -> 
         f"manifests/{key}.json",
         "iterations/v1/evaluate.json",
         "recipe.json",
+        "pins/v1.json",
         f"work/{key}/checkpoints/step-00000004",
     }
     assert findings[f"objects/{digest}"]["remedy"] == "Make it again: rlhf stage sft --version 0"

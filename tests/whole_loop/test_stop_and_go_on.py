@@ -3,8 +3,6 @@ result is what it would have been."""
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -53,9 +51,5 @@ def test_stopped_in_training_and_gone_on(home: Path, tmp_path: Path, ranks: int)
     if ranks == 1:
         assert digests(copy) == digests(home)
     assert mlflow_statuses(copy) <= {"FINISHED"}
-    checked = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "fsck", "--home", str(copy)],
-        capture_output=True,
-        text=True,
-    )
+    checked = run_rlhf("fsck", home=copy)
     assert checked.returncode == 0, checked.stdout + checked.stderr
