@@ -158,11 +158,15 @@ def test_the_whole_protocol_by_keyboard_alone(chromium, url, database):
 
 def test_the_whole_protocol_by_mouse(chromium, url, database):
     publish_rows(database, comparisons(2) + comparisons(2, "safety"))
-    page = Window(chromium, url, "ann").page
+    window = Window(chromium, url, "ann")
+    page = window.page
     page.click("text=Label responses >> nth=0")
+    first = window.slot()
     page.click("button[value=left-slightly_better]")
     page.click("text=Undo my last label")
+    page.wait_for_selector(f"article[data-slot='{first}']")
     page.click("button[value=right-negligibly_better]")
+    window.wait_for_next(first)
     page.click("text=Skip or flag this item")
     page.fill("[name=reason]", "troubling")
     page.click("text=Flag for the lead")
