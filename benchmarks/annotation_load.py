@@ -6,7 +6,8 @@
 
 Fifty simulated annotators use the real server over HTTP, each thinking for a while between labels.
 Prints one JSON object: labels, errors, p50 and p95 of a submission (the label on the disk and the
-next item back), and whether every acknowledged label is there exactly once.
+next item back), and whether every acknowledged label is there exactly once. Exits with 1 when a
+label was lost, or an item given to two people.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
 PORT = 8499
+MUST_BE_NONE = ("items_given_to_two", "acknowledged_and_lost", "items_labelled_twice")
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -57,8 +59,11 @@ def main() -> None:
             stop.set()
             killer.join()
             server.stop()
-        print(json.dumps(_findings(database, tallies), indent=2))
+        findings = _findings(database, tallies)
         database.close()
+    print(json.dumps(findings, indent=2))
+    if any(findings[name] for name in MUST_BE_NONE):
+        raise SystemExit(1)
 
 
 def _options() -> argparse.Namespace:
@@ -161,6 +166,7 @@ def _findings(database: Database, tallies: list[Tally]) -> dict:
         "annotators_who_finished": len(tallies),
         "labels": len(seconds),
         "requests_sent_again": sum(tally.num_retries for tally in tallies),
+        "items_given_to_two": sum(tally.num_taken for tally in tallies),
         "p50_ms": round(1000 * statistics.median(seconds), 1),
         "p95_ms": round(1000 * seconds[int(0.95 * len(seconds))], 1),
         "acknowledged_and_lost": len(acknowledged - set(kept)),
