@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 GPU_PYTHON ?= python3
+# One thread for each worker: two each on two cores spend most of the time waiting for one another.
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 PEERS  := .bench/peers
 BENCHMARKS := pretrain sft reward_model ppo generation loss attention validation zero
@@ -34,7 +36,7 @@ check: $(VENV)/.installed-dev  ## style, types and the layers of the packages
 	$(BIN)/basedpyright
 
 test: check  ## check, then the default tests, under 12 minutes on 2 cores
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here
 	$(BIN)/pytest tests/traps -m "not slow" -q -r fE
@@ -43,7 +45,7 @@ resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every wa
 	$(BIN)/python tests/traps/resuming/matrix.py
 
 test-all: check  ## every test that needs no GPU, the long ones too
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not gpu"
+	$(TESTS) -m "not gpu"
 
 $(PEERS)/%/.installed: benchmarks/requirements-%.txt | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_serve, cli_views
+from flows import cli_annotations, cli_serve, cli_up, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -26,8 +26,8 @@ from flows.cli_options import (
 from flows.environment import places, prepare
 
 if TYPE_CHECKING:
+    from flows.cascade import Rerun
     from flows.recipe import Recipe
-    from flows.runner import Rerun
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -124,6 +124,9 @@ def stage(
         str | None, typer.Option("--domain", help="helpfulness or safety, for reward_model.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Then whatever reads an output that has changed.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     home: HomeOption = None,
@@ -131,10 +134,11 @@ def stage(
     seed: SeedOption = None,
     num_processes: ProcessesOption = None,
 ) -> None:
-    """Run one stage alone, on the inputs that the ledger has for its version.
+    """Run one stage alone, on the inputs that its version was begun with.
 
     \b
     - `rlhf stage reward_model --version 2 --force`
+    - `rlhf stage reward_model --version 2 --force --cascade`
     - `rlhf stage reward_model --version 2 --domain safety --set safety_rm.num_epochs=2`
     - `rlhf stage pretrain --num-processes 2`
 
@@ -143,8 +147,9 @@ def stage(
     """
     where = places(home)
     chosen = chosen_recipe(recipe, set_, where, data, seed, None, num_processes)
+    from flows.cascade import rerun
     from flows.occupied import claim, occupied
-    from flows.runner import Walk, find_nodes, rerun
+    from flows.runner import Walk, find_nodes
 
     wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)
     with occupied(opened(where)[0]):
@@ -152,7 +157,7 @@ def stage(
         prepare(where)
         walk = Walk(chosen, where)
         with walk.tracker:
-            for done in rerun(wanted, walk, force=force):
+            for done in rerun(wanted, walk, force=force, cascade=cascade):
                 _print_rerun(done)
 
 
@@ -227,7 +232,8 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-app.command()(cli_serve.serve)
+for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
+    app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)
 

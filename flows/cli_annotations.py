@@ -42,9 +42,9 @@ FormatOption = Annotated[
 
 
 def _database(where: Places, url: str | None) -> "Database":
-    from annotation.storage.database import open_database, sqlite_url
+    from flows.label_weeks import annotation_database
 
-    return open_database(url or sqlite_url(where.local / "annotation" / "annotation.db"))
+    return annotation_database(where, url)
 
 
 @app.command()
@@ -198,11 +198,9 @@ def export(
 
     Another --format writes the whole batch with its labels for another tool, and closes nothing.
     """
-    from annotation.batches import deliver, preference_rows
     from annotation.exchange import format_named, records
     from data_contracts.durable import write_durably
-    from data_contracts.parquet import write_table
-    from data_contracts.tables import PREFERENCES
+    from flows.label_weeks import deliver_labels
 
     where = places(home)
     if format_ != "preferences":
@@ -214,11 +212,8 @@ def export(
         typer.echo(str(file))
         return
     file = output or where.local / "annotation" / "deliveries" / f"v{week}.parquet"
-    with _database(where, database).writing() as session:
-        rows = preference_rows(deliver(session, week, datetime.now(UTC)), week, test_fraction)
-        # inside: labels count as delivered only once the file is on the disk
-        write_table(file, rows, PREFERENCES)
-    typer.echo(f"{file}: {len(rows)} preferences")
+    count = deliver_labels(_database(where, database), week, file, test_fraction)
+    typer.echo(f"{file}: {count} preferences")
 
 
 _SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "label_studio": "json", "argilla": "json"}

@@ -1,5 +1,6 @@
 """The commands that look and change nothing: plan, status, models, check."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,15 +139,24 @@ def _print_plan(recipe: "Recipe", where: Places, steps: "list[Step]", settings: 
 
 @paragraphs
 def status(
-    recipe: ProductOption = None, home: HomeOption = None, as_json: JsonOption = False
+    recipe: ProductOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="The board of stages and versions, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Show what every version of the home stands on: stages, times, digests.
 
     \b
     - `rlhf status --json`
+    - `rlhf status --watch`
     """
     where = places(home)
     check_product(recipe, where)
+    if watch:
+        _watch(where)
+        return
     from flows.models import list_status
 
     rows = list_status(*opened(where)) if exists(where) else []
@@ -172,6 +182,15 @@ def status(
     console.print(table)
     if not rows:
         console.print("Nothing has run here yet. Try: rlhf demo")
+
+
+def _watch(where: Places) -> None:
+    from flows.live_status import Board
+    from flows.live_status import watch as show
+
+    chosen = chosen_recipe(None, None, where, None, None, None, None)
+    with suppress(KeyboardInterrupt):
+        show(Board(chosen, *opened(where)), wide_console())
 
 
 @paragraphs

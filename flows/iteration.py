@@ -1,45 +1,140 @@
 """The Prefect flow of one iteration, RLHF-Vn: from sampling pairs to evaluation."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from data_contracts.artifacts import ArtifactRef
-from flows.environment import places
-from flows.graph import BASE, Node, base_nodes, version_label, version_nodes
-from flows.occupied import occupied
-from flows.progress import duration
+from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
+from flows.environment import places, prepare
+from flows.gates import judge, record
+from flows.graph import BASE, Node, NodeId, Output, base_nodes, version_label, version_nodes
+from flows.label_weeks import delivery_file, publish_comparisons
+from flows.models import MODEL, model_nodes
+from flows.numbering import take_number, week_of
+from flows.occupied import claim, occupied
+from flows.pins import pin, read_pins
+from flows.planner import head_manifest
 from flows.recipe import Recipe, load_recipe, validated
 from flows.runner import NodeResult, Walk
 from flows.tasks import run_task
 
+SKIPPED = "Skipped"
+AWAITING_LABELS = "AwaitingLabels"
 
-@flow(name="rlhf-iteration", flow_run_name="rlhf-v{version}", persist_result=False)
+
+def _flow_run_name() -> str:
+    version = flow_run.parameters.get("version")
+    return "rlhf-next" if version is None else f"rlhf-{version_label(version)}"
+
+
+@flow(name="rlhf-iteration", flow_run_name=_flow_run_name, persist_result=False)
 def rlhf_iteration(
-    version: int,
+    version: int | None,
     recipe: str | dict[str, Any],
     home: str,
     force: list[str] | None = None,
     pinned: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[None]:
     """Walk one iteration; version 0 is the base, from raw text to the chat model.
 
     Args:
-        version: n of RLHF-Vn.
+        version: n of RLHF-Vn. Without it the first one that is not complete, and none if this
+            week's is.
         recipe: a recipe's name, its file, or all of its values.
         home: folder or URL of the store.
         force: nodes to make again although they are there.
-        pinned: outputs of earlier versions to read, by "base/sft:model"; the ledger's when None.
+        pinned: outputs of earlier versions to read, by "base/sft:model". Without it, what the
+            version was begun with, or else the ledger's.
 
-    Returns the pinned outputs with this iteration's added.
+    Returns the pinned outputs with this iteration's added; or the state Skipped, or AwaitingLabels
+    when its comparisons are with the annotators. `watch_annotations` goes on from there.
     """
     walk = open_walk(recipe, home, pinned)
-    make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
+    given = dict(walk.outputs)
     with occupied(walk.store), walk.tracker:
-        results = [run_task(node, walk, force or []) for node in make]
-    _publish_board(version, results)
+        if version is None:
+            version, is_due = _take_number(walk)
+            if not is_due:
+                message = f"{week_of(datetime.now(UTC))} has its RLHF-V{version}"
+                return Completed(name=SKIPPED, message=message)
+        if pinned is None:
+            _begin(walk, version, force or [])
+        return _walk_version(walk, version, force or [], given)
+
+
+def _take_number(walk: Walk) -> tuple[int, bool]:
+    """The version of this flow run, by whose name it goes from now on, and whether it is due."""
+    version, is_due = take_number(walk.store, walk.ledger, str(flow_run.id), datetime.now(UTC))
+    if is_due:
+        label = version_label(version)
+        tags = {*flow_run.tags, f"iteration:{label}"}
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=f"rlhf-{label}", tags=tags)
+    return version, is_due
+
+
+def _begin(walk: Walk, version: int, force: list[str]) -> None:
+    """An iteration that no run of the whole recipe has begun: the home is for its recipe, which
+    goes at least so far, and what is missing of the base is made."""
+    num_versions = max(version, walk.recipe.num_versions)
+    walk.recipe = walk.recipe.model_copy(update={"num_versions": num_versions})
+    claim(walk.where, walk.recipe)
+    if version != BASE:
+        for node in base_nodes(walk.recipe):
+            if head_manifest(node.id, walk.store, walk.ledger) is None:
+                run_task(node, walk, force)
+
+
+def _walk_version(
+    walk: Walk, version: int, force: list[str], given: dict[str, ArtifactRef]
+) -> dict[str, Any] | State[None]:
+    make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
+    results: list[NodeResult] = []
+    walk.outputs = read_pins(walk.store, version) | given
+    pin(walk, version)
+    try:
+        for node in make:
+            if message := _awaited(node, walk):
+                return Completed(name=AWAITING_LABELS, message=message)
+            results.append(run_task(node, walk, force))
+        if version != BASE:
+            pass_gates(walk, version)
+    finally:
+        publish_board(version, results)
+        publish_overview(walk)
     return {name: ref.model_dump() for name, ref in walk.outputs.items()}
+
+
+def _awaited(node: Node, walk: Walk) -> str:
+    """What a node waits for, once the annotators have been asked for it; or ""."""
+    file = delivery_file(walk.recipe, node.id.version) if "delivery" in node.fixed else None
+    if file is None or file.is_file():
+        return ""
+    publish_comparisons(walk, node.id.version, datetime.now(UTC))
+    return (
+        f"The comparisons of RLHF-V{node.id.version} are on the annotation page; "
+        f"`rlhf annotations export --week {node.id.version}`, or watch-annotations of `rlhf up`, "
+        "delivers the labels"
+    )
+
+
+def pass_gates(walk: Walk, version: int) -> None:
+    """Judge a complete iteration, record the verdict, and move the champions that it names."""
+    verdict = judge(walk.store, walk.ledger, version)
+    record(walk.store, verdict)
+    publish_gates(verdict)
+    models = model_nodes(walk.ledger, version)
+    digests = {
+        name: walk.resolve(Output(NodeId(version, models[name]), MODEL)).digest
+        for name in verdict.promoted()
+    }
+    walk.tracker.promote(version, digests)
 
 
 def open_walk(
@@ -48,8 +143,9 @@ def open_walk(
     """A walk over a recipe that may come by name, as a file, or as the values of one."""
     typed = as_recipe(recipe)
     where = places(home)
+    prepare(where)
     refs = {name: ArtifactRef.model_validate(ref) for name, ref in (pinned or {}).items()}
-    return Walk(typed, where, refs)
+    return Walk(typed, where, refs, ReportingTerminal())
 
 
 def as_recipe(recipe: str | dict[str, Any] | Recipe) -> Recipe:
@@ -59,25 +155,3 @@ def as_recipe(recipe: str | dict[str, Any] | Recipe) -> Recipe:
     if isinstance(recipe, str):
         return load_recipe(recipe)
     return validated(recipe, str(recipe.get("name", "in the flow's parameters")))
-
-
-def _publish_board(version: int, results: list[NodeResult]) -> None:
-    """The iteration's table in the Prefect UI; its key keeps the history of all runs."""
-    create_table_artifact(
-        key=f"rlhf-{version_label(version)}",
-        description=f"Stages of {version_label(version)}",
-        table=[_board_row(result.node, result) for result in results],
-    )
-
-
-def _board_row(node: Node, result: NodeResult) -> dict[str, str]:
-    manifest = result.manifest
-    return {
-        "node": node.id.name,
-        "state": "reused" if result.reused else "made",
-        "time": duration(manifest.seconds),
-        "rows": ", ".join(f"{role} {n:,}" for role, n in manifest.num_rows.items()),
-        "outputs": ", ".join(f"{role} {r.digest[:12]}" for role, r in manifest.outputs.items()),
-        "key": manifest.key[:12],
-        "finished": manifest.finished_at,
-    }

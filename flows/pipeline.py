@@ -4,10 +4,11 @@ from typing import Any
 
 from prefect import flow
 
+from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows.environment import places
 from flows.graph import BASE
-from flows.iteration import as_recipe, rlhf_iteration
+from flows.iteration import AWAITING_LABELS, as_recipe, rlhf_iteration
 from flows.occupied import claim, occupied
 
 
@@ -20,10 +21,13 @@ def rlhf_run(recipe: str | dict[str, Any], home: str, force: list[str] | None = 
     """
     typed = as_recipe(recipe)
     values = typed.model_dump(mode="json")
-    pinned: dict[str, Any] = {}
+    pinned: Any = {}
     base = rlhf_iteration.with_options(flow_run_name="rlhf-base")
     with occupied(Store.open(home)):
         claim(places(home), typed)
         for version in range(BASE, typed.num_versions + 1):
             iteration = base if version == BASE else rlhf_iteration
-            pinned = iteration(version, values, home, force, pinned)
+            state = iteration(version, values, home, force, pinned, return_state=True)
+            if state.name == AWAITING_LABELS:
+                raise UserError(str(state.message), "Then run the same command again")
+            pinned = state.result()

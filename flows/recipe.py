@@ -58,6 +58,19 @@ class LaunchSettings(Contract):
         )
 
 
+class LabellingSettings(Contract):
+    """How a scheduled iteration waits for its labels (collect_preferences.method annotations)."""
+
+    overlap: int = Field(default=1, ge=1)
+    """Annotators who label each comparison."""
+    check_every: int = Field(default=10, ge=0)
+    """Every n-th item of an annotator is a gold item or an own one again; 0 for none."""
+    days: float = Field(default=5.0, gt=0)
+    """From publishing to the deadline."""
+    quorum: float = Field(default=0.8, ge=0, le=1)
+    """Share of the labels with which the iteration goes on once the deadline has passed."""
+
+
 _SINGLE_PROCESS_STAGES = (
     "sandbox_world",
     "ingest",
@@ -78,6 +91,9 @@ class Recipe(Contract):
     data_dir: Path | None = Field(default=None, json_schema_extra={"in_key": False})
     """Base of relative source paths; the current folder when it is not given."""
     launch: LaunchSettings = Field(default=LaunchSettings(), json_schema_extra={"in_key": False})
+    labelling: LabellingSettings = Field(
+        default=LabellingSettings(), json_schema_extra={"in_key": False}
+    )
 
     num_versions: int = Field(default=5, ge=0)
     """Iterations; 0 stops after supervised fine-tuning."""

@@ -1,7 +1,7 @@
 """Run one node: inputs from the ledger, the stage, the ledger's new head. Prefect's tasks and the
 command line both end here, so both agree on what is done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data_contracts.artifacts import ArtifactRef
@@ -11,7 +11,7 @@ from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
 from flows.environment import Places
 from flows.graph import Node, NodeId, Output, nodes
-from flows.planner import changed_downstream, head_manifest
+from flows.planner import head_manifest
 from flows.progress import Terminal, duration
 from flows.recipe import Recipe
 from flows.tracking import Tracker
@@ -127,30 +127,3 @@ def find_nodes(recipe: Recipe, name: str, version: int | None) -> list[Node]:
             f"It is part of the versions {', '.join(map(str, versions))}",
         )
     return [n for n in named if n.id.version == chosen]
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """What re-running a node changed."""
-
-    result: NodeResult
-    before: Manifest | None
-    """What the node's head was."""
-    stale: dict[NodeId, str]
-    """Finished nodes downstream whose inputs are not the newest any more."""
-
-    @property
-    def is_same(self) -> bool:
-        """Whether every output has the digest that it had before."""
-        return self.before is not None and self.before.outputs == self.result.manifest.outputs
-
-
-def rerun(node_list: Sequence[Node], walk: Walk, *, force: bool) -> list[Rerun]:
-    """Run these nodes alone, on pinned inputs, and compare with what was there before."""
-    reruns = []
-    for node in node_list:
-        before = head_manifest(node.id, walk.store, walk.ledger)
-        result = run_node(node, walk, force=force)
-        stale = changed_downstream(walk.recipe, walk.store, walk.ledger)
-        reruns.append(Rerun(result, before, stale))
-    return reruns

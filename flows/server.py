@@ -23,6 +23,7 @@ from pathlib import Path
 from data_contracts.durable import disk_full, existing
 from data_contracts.errors import UserError
 from flows.environment import Places
+from flows.standing import state
 from stages.runtime.launcher import die_with_parent
 
 API_URL_VARIABLE = "PREFECT_API_URL"
@@ -37,14 +38,15 @@ _FULL_BELOW_BYTES = 2**20
 
 
 def ensure_server(where: Places) -> str:
-    """Have an API to talk to: the user's, or a server on this home's database until we exit.
+    """Have an API to talk to: the user's, or the one that `rlhf up` keeps for this home, or a
+    server on this home's database until we exit.
 
     Returns the user's URL or the path of the database. Call it before anything imports prefect,
     which reads the address once.
 
     Raises UserError when the server does not start, or the user's does not answer.
     """
-    given = os.environ.get(API_URL_VARIABLE)
+    given = os.environ.get(API_URL_VARIABLE) or _standing(where)
     if given:
         _wait_for_users(given)
         return given
@@ -65,6 +67,16 @@ def ensure_server(where: Places) -> str:
     return str(where.prefect_home / "prefect.db")
 
 
+def _standing(where: Places) -> str | None:
+    """The API of this home's standing servers; MLflow's records go to theirs, too."""
+    servers = state.read(where)
+    if servers is None or not servers.ready:
+        return None
+    os.environ.setdefault("MLFLOW_TRACKING_URI", servers.mlflow)
+    os.environ[API_URL_VARIABLE] = f"{servers.prefect}/api"
+    return os.environ[API_URL_VARIABLE]
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
@@ -78,7 +90,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -
             return
         time.sleep(_POLL_SECONDS)
     _stop(process)
-    if _is_full(log):
+    if is_full(log):
         raise disk_full("write Prefect's database in", log.parent)
     raise UserError(
         f"The built-in Prefect server did not start; its log is {log}",
@@ -104,7 +116,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _is_full(path: Path) -> bool:
+def is_full(path: Path) -> bool:
     """Whether a server that failed did so for want of space: it is another process, all we see is
     that it could not, and its log is on the same disk."""
     return shutil.disk_usage(existing(path)).free < _FULL_BELOW_BYTES
@@ -118,7 +130,7 @@ def server_errors_explained(where: Places) -> Iterator[None]:
     try:
         yield
     except (HTTPStatusError, TransportError) as error:
-        if _is_full(where.prefect_home):
+        if is_full(where.prefect_home):
             raise disk_full("write Prefect's database in", where.prefect_home) from error
         if isinstance(error, TransportError):
             raise _unreachable(os.environ[API_URL_VARIABLE]) from error

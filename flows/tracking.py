@@ -38,6 +38,8 @@ LOG = logging.getLogger(__name__)
 KEY_TAG = "rlhf.stage_key"
 ITERATION_TAG = "rlhf.iteration"
 DIGEST_TAG = "rlhf.digest"
+CHAMPION = "champion"
+"""Alias of the version that the gates let through last."""
 FLUSH_SECONDS = 15.0
 _BATCH = 1000
 """MLflow's limit of metrics in one call."""
@@ -172,6 +174,16 @@ class Tracker:
         self._register(node, manifest, run_id, store)
         self._client.set_terminated(run_id, "FINISHED")
 
+    def pages(self) -> dict[str, str]:
+        """MLflow's page of each stage key's run; none when MLflow is no server."""
+        return self._pages() or {} if self.where.mlflow.startswith("http") else {}
+
+    @_never_fails
+    def _pages(self) -> dict[str, str]:
+        base = f"{self.where.mlflow.rstrip('/')}/#/experiments/{self._experiment}/runs"
+        runs = self._search(f"tags.`{KEY_TAG}` LIKE '%'")
+        return {run.data.tags[KEY_TAG]: f"{base}/{run.info.run_id}" for run in runs}
+
     @_never_fails
     def _close(self, version: int, failed: bool) -> None:
         """End a version's parent run; it and children that still say RUNNING may be a killed
@@ -191,9 +203,8 @@ class Tracker:
         prepare(self.where)
         from mlflow import MlflowClient
 
-        database = self.where.mlflow_database
-        if self.where.mlflow == f"sqlite:///{database}" and not database.exists():
-            _make_database(database)
+        if self.where.mlflow == f"sqlite:///{self.where.mlflow_database}":
+            ensure_database(self.where.mlflow_database)
         return MlflowClient(self.where.mlflow, registry_uri=self.where.mlflow)
 
     @cached_property
@@ -311,6 +322,24 @@ class Tracker:
 
     # --- registered models ---
 
+    @_never_fails
+    def promote(self, version: int, digests: Mapping[str, str]) -> None:
+        """Make models of an iteration the champions, by name and digest.
+
+        Called by the gates alone. A champion of a later iteration stays.
+        """
+        for name, digest in digests.items():
+            versions = self._client.search_model_versions(f"name = '{name}'")
+            own = [v for v in versions if _is_model(v.tags, digest, version)]
+            aliases = self._client.get_registered_model(name).aliases if own else {}
+            champion = next(
+                (v for v in versions if str(v.version) == str(aliases.get(CHAMPION))), None
+            )
+            is_later = champion is not None and int(champion.tags[ITERATION_TAG]) > version
+            if own and not is_later:
+                newest = max(own, key=lambda v: int(v.version))
+                self._client.set_registered_model_alias(name, CHAMPION, newest.version)
+
     def _register(self, node: Node, manifest: Manifest, run_id: str, store: Store) -> None:
         """A version of `policy`, `helpfulness-rm` or `safety-rm` when the node makes one."""
         name = registered_name(self.recipe, node)
@@ -320,10 +349,7 @@ class Tracker:
         self._ensure_registered(name)
         iteration = str(node.id.version)
         for version in self._client.search_model_versions(f"name = '{name}'"):
-            if version.tags and (version.tags.get(DIGEST_TAG), version.tags.get(ITERATION_TAG)) == (
-                ref.digest,
-                iteration,
-            ):
+            if _is_model(version.tags, ref.digest, node.id.version):
                 return
         from mlflow import create_external_model, set_tracking_uri
 
@@ -352,6 +378,12 @@ class Tracker:
             self._client.create_registered_model(name)
 
 
+def _is_model(tags: Mapping[str, str] | None, digest: str, iteration: int) -> bool:
+    """Whether a model version's tags say that it is this model of this iteration."""
+    found = tags or {}
+    return (found.get(DIGEST_TAG), found.get(ITERATION_TAG)) == (digest, str(iteration))
+
+
 def _parent_name(version: int) -> str:
     return "Base" if version == BASE else f"RLHF-V{version}"
 
@@ -367,9 +399,11 @@ def registered_name(recipe: Recipe, node: Node) -> str | None:
     return names.get(node.id.name)
 
 
-def _make_database(path: Path) -> None:
-    """Make MLflow's database whole or not at all: one whose tables a kill or a full disk left half
-    made MLflow refuses for good."""
+def ensure_database(path: Path) -> None:
+    """Make MLflow's database, when there is none, whole or not at all: one whose tables a kill or a
+    full disk left half made MLflow refuses for good."""
+    if path.exists():
+        return
     from mlflow import MlflowClient
 
     unfinished = path.with_name(f".unfinished-{path.name}")

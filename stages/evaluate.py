@@ -22,11 +22,12 @@ from stages.models.comparison import paired_difference, win_rate_row
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels
-from stages.models.sampling import Overlong, fitting_prompts, sample_responses
+from stages.models.sampling import fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
+from stages.text.dialogue import Overlong
 
 VERSION = "2"
 

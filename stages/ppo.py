@@ -42,7 +42,7 @@ from stages.models.rollouts import (
     response_values,
     sample_trajectories,
 )
-from stages.models.sampling import Overlong, fitting_prompts
+from stages.models.sampling import fitting_prompts
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.clock import Clock
 from stages.runtime.engine import Engine, EngineSettings, Frozen, OptimizerSettings, frozen
@@ -50,6 +50,7 @@ from stages.runtime.schedules import constant
 from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.throughput import Meter, training_flops
+from stages.text.dialogue import Overlong
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"

@@ -22,10 +22,10 @@ from stages.models.finetuning import FinetuningSettings, finetune
 from stages.models.folders import load_policy, load_sampler, save_policy
 from stages.models.prompts import select_prompts
 from stages.models.rewards import RewardModels, Scores
-from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
+from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
-from stages.text.dialogue import render_demonstration, render_prompt
+from stages.text.dialogue import Overlong, render_demonstration, render_prompt
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"

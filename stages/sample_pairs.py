@@ -18,10 +18,11 @@ from kernels.generation import Sampling
 from stages.models.batches import seed_from, shuffled
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
-from stages.models.sampling import Overlong, Sample, fitting_prompts, sample_responses
+from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
+from stages.text.dialogue import Overlong
 
 VERSION = "1"
 

@@ -12,9 +12,8 @@ from data_contracts.errors import UserError
 from stages.models.batches import Example
 from stages.models.finetuning import FinetuningSettings, finetune
 from stages.models.folders import load_policy, save_policy
-from stages.models.sampling import Overlong
 from stages.runtime.stage import StageOutput, WorkDir, main
-from stages.text.dialogue import render_demonstration
+from stages.text.dialogue import Overlong, render_demonstration
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"

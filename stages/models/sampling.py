@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from data_contracts.errors import UserError
 from kernels.generation import Sampling, generate
 from kernels.model import CausalLM
 from stages.runtime.stage import WorkDir
-from stages.text.dialogue import render_prompt
+from stages.text.dialogue import Overlong, render_prompt
 from stages.text.tokenizer import Tokenizer
-
-Overlong = Literal["error", "drop"]
 
 
 @dataclass(frozen=True)

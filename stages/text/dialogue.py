@@ -19,7 +19,7 @@ letter, which decodes to the same text but is another sequence of ids.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stages.text.tokenizer import SEPARATORS, Tokenizer, separator_spans
 
@@ -28,6 +28,9 @@ RESERVED = SEPARATORS
 
 Message = Mapping[str, Any]
 """role ("system", "user", "assistant"), content, and in demonstrations loss (bool)."""
+
+Overlong = Literal["error", "drop"]
+"""What becomes of a dialogue that the model's context does not hold."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
-"""Filling sequences with whole documents (§3.1), and which rows of a flat batch have a loss."""
+"""Filling sequences with whole documents (§3.1)."""
 
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -42,28 +38,3 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
                 insort(spaces, space)
             by_space[space].append(bin_index)
     return bins
-
-
-class LossRows(NamedTuple):
-    """Positions (R,) whose next token is learned, and those tokens (R,), both int64."""
-
-    rows: Tensor
-    targets: Tensor
-
-
-def shifted_rows(tokens: Tensor, loss_mask: Tensor, lengths: Sequence[int]) -> LossRows:
-    """Rows t of a flat batch (T,) such that token t+1 is a loss token of the same document.
-
-    The mask (T,) bool keeps the tokens that are learned; a document's first token never is,
-    since nothing of that document precedes it.
-    """
-    starts = torch.tensor([0, *lengths], device=tokens.device).cumsum(0)
-    if int(starts[-1]) != len(tokens) or len(loss_mask) != len(tokens):
-        raise ValueError(
-            f"{len(tokens)} tokens, {len(loss_mask)} mask entries and documents of together "
-            f"{int(starts[-1])} tokens do not fit"
-        )
-    learned = loss_mask.clone()
-    learned[starts[:-1]] = False
-    targets_at = learned.nonzero().squeeze(1)
-    return LossRows(targets_at - 1, tokens[targets_at])

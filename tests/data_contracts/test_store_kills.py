@@ -157,7 +157,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     assert code == 0
     started = time.monotonic()
     with Store.open(tmp_path / "home").lock(KEY):
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30  # the child would keep it for 60
     os.kill(int(out), signal.SIGKILL)
 
 

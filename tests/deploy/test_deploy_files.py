@@ -47,17 +47,30 @@ def commands() -> list[list[str]]:
     return [*found, [Path(started[0]).name, *started[1:]]]
 
 
-def test_the_deployment_loads_with_the_flow_parameters_it_names():
+@pytest.mark.parametrize("place", range(3), ids=["weekly", "any", "every-15-minutes"])
+def test_a_deployment_loads_with_the_flow_parameters_it_names(place: int):
     from prefect.cli.deploy._models import PrefectYamlModel
     from prefect.flows import load_flow_from_entrypoint
 
-    (deployment,) = PrefectYamlModel.model_validate(
-        yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
-    ).deployments
+    content = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
+    deployment = PrefectYamlModel.model_validate(content).deployments[place]
     assert deployment.entrypoint is not None
     flow = load_flow_from_entrypoint(deployment.entrypoint, use_placeholder_flow=False)
-    assert flow.name == "rlhf-run"
-    flow.validate_parameters(deployment.parameters)
+    asked_of_the_user = {"rerun-stage": {"iteration": 1, "stage": "ppo"}}
+    flow.validate_parameters(asked_of_the_user.get(flow.name, {}) | deployment.parameters)
+    names = ["rlhf-iteration/weekly", "rerun-stage/any", "watch-annotations/every-15-minutes"]
+    assert f"{flow.name}/{deployment.name}" == names[place]
+
+
+def test_every_pool_has_a_worker():
+    from flows.standing.deployments import FILE
+    from flows.standing.programs import POOLS
+
+    assert (DEPLOY / "prefect.yaml").resolve() == FILE
+    content = yaml.safe_load(FILE.read_text())
+    assert {d["work_pool"]["name"] for d in content["deployments"]} == POOLS.keys()
+    commands = [" ".join(service.get("command", ())) for service in compose()["services"].values()]
+    assert all(f"worker start --pool {pool} --type" in " ".join(commands) for pool in POOLS)
 
 
 def test_the_compose_file_is_whole():

@@ -1,7 +1,8 @@
 """Every stage's real Config with a body that takes no time: outputs follow from the config.
 
 Run as a program it is the `rlhf` command with these bodies; the environment says which node is
-to fail, and how: FAKE_FAIL="v2/ppo=kill", "=user" or "=bug", or "=slow" to show progress.
+to fail, and how: FAKE_FAIL="v2/ppo=kill", "=user" or "=bug", or "=slow" to show progress, which
+goes to the Prefect page every FAKE_UPDATE_SECONDS.
 """
 
 import os
@@ -153,8 +154,16 @@ def _accuracy(domain: Domain, test_set: Domain, rating: Rating | None) -> dict[s
     }
 
 
+def _show_progress_often(seconds: str) -> None:
+    from flows import boards
+
+    boards.UPDATE_SECONDS = float(seconds)
+
+
 if __name__ == "__main__":
     install()
+    if "FAKE_UPDATE_SECONDS" in os.environ:
+        _show_progress_often(os.environ["FAKE_UPDATE_SECONDS"])
     from flows.cli import main
 
     main()

@@ -7,10 +7,11 @@ from fake_stages import walk_all
 
 from data_contracts import provenance
 from flows import planner
+from flows.cascade import rerun
 from flows.graph import NodeId
 from flows.planner import Step, plan
 from flows.recipe import Recipe, load_recipe
-from flows.runner import Walk, find_nodes, rerun
+from flows.runner import Walk, find_nodes
 
 NewWalk = Callable[..., Walk]
 
@@ -135,7 +136,7 @@ def test_a_forced_rerun_with_the_same_digest_leaves_everything_valid(
     walk = new_walk(recipe)
     walk_all(walk)
     again = new_walk(recipe)
-    both = rerun(find_nodes(recipe, "reward_model", 2), again, force=True)
+    both = list(rerun(find_nodes(recipe, "reward_model", 2), again, force=True))
     assert [str(r.result.node.id) for r in both] == [
         "v2/reward_model-helpfulness",
         "v2/reward_model-safety",
@@ -156,7 +157,7 @@ def test_a_rerun_that_differs_says_what_is_stale(new_walk: NewWalk, recipe: Reci
 
 def test_a_stage_alone_needs_what_it_reads(new_walk: NewWalk, recipe: Recipe) -> None:
     with pytest.raises(ValueError, match="base/sft has not run"):
-        rerun(find_nodes(recipe, "reward_model-safety", 1), new_walk(recipe), force=False)
+        list(rerun(find_nodes(recipe, "reward_model-safety", 1), new_walk(recipe), force=False))
 
 
 def test_nodes_are_found_by_stage_and_version(recipe: Recipe) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import fake_stages
 import pytest
 
+pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(600)]
+
 
 def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
     root = Path(fake_stages.__file__).parents[2]
     environment = os.environ | {
         "FAKE_FAIL": fail,
+        "FAKE_UPDATE_SECONDS": "0.1",
         "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
@@ -23,7 +26,7 @@ def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
     )
 
 
@@ -52,7 +55,7 @@ def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
     assert "= base/sft: reused" in killed.stderr
     assert "+ v1/evaluate" in killed.stderr
 
-    done = rlhf(home, "demo")
+    done = rlhf(home, "demo", fail="v2/ppo=slow")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 12 + 4
     assert "+ v2/rejection_sampling" in done.stderr
@@ -71,4 +74,13 @@ def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
     states = prefect_rows(home, "select distinct state_name from task_run")
     assert {("Cached",), ("Completed",), ("Failed",)} <= set(states)
     artifacts = prefect_rows(home, "select distinct key from artifact where key <> '' order by key")
-    assert artifacts == [("rlhf-base",), ("rlhf-v1",), ("rlhf-v2",)]
+    tables = ("rlhf-base", "rlhf-v1", "rlhf-v1-gates", "rlhf-v2", "rlhf-v2-gates")
+    assert {key for (key,) in artifacts} == {*tables, "rlhf-board-sandbox", "rlhf-v2-ppo"}
+    (progress,) = prefect_rows(home, "select data, type from artifact where key = 'rlhf-v2-ppo'")
+    assert progress == ("100.0", "progress"), "one artifact, updated in place"
+    (board,) = prefect_rows(
+        home,
+        "select data from artifact where key = 'rlhf-board-sandbox' order by created desc limit 1",
+    )
+    assert "| stage | base | v1 | v2 |" in board[0]
+    assert board[0].count("done in") == 6 + 6 + 7

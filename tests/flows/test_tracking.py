@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from fake_stages import walk_all
 
+from flows.cascade import rerun
 from flows.environment import prepare
 from flows.recipe import Recipe, load_recipe
-from flows.runner import Walk, find_nodes, rerun
+from flows.runner import Walk, find_nodes
 
 NewWalk = Callable[..., Walk]
 
@@ -74,7 +75,7 @@ def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(
     before = {name: [r.info.run_id for r in runs] for name, runs in all_runs(walk).items()}
     again = new_walk(small, tracked=True)
     walk_all(again)
-    rerun(find_nodes(small, "reward_model", 1), again, force=True)
+    list(rerun(find_nodes(small, "reward_model", 1), again, force=True))
     assert {n: [r.info.run_id for r in runs] for n, runs in all_runs(walk).items()} == before
     assert len(client_of(walk).search_model_versions("name = 'safety-rm'")) == 1
 

@@ -1,6 +1,5 @@
 import gzip
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from data_contracts.parquet import read_table
 from data_contracts.splits import normalised
 from data_contracts.store import Store
 from data_contracts.tables import CONTRACTS
-from stages.ingest import Config, Ingestion
+from stages.ingest import Config
 from stages.runtime.stage import run_stage
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -259,18 +258,6 @@ def test_settings_that_cannot_be(tmp_path, settings, problem):
         Config(sources=[given], **settings)
     with pytest.raises(ValidationError, match="same name"):
         Config(sources=[given, given])
-
-
-def test_100_000_pairs_take_seconds(tmp_path):
-    rows = [
-        {"prompt": f"question {i}", "chosen": f"yes {i} " * 20, "rejected": "no " * 40}
-        for i in range(100_000)
-    ]
-    given = source(tmp_path, "ours", (PAIRS, rows))
-    ingestion = Ingestion(Config(sources=[given]))
-    start = time.process_time()
-    assert sum(1 for _ in ingestion.rows("preferences")) == 100_000
-    assert time.process_time() - start < 15
 
 
 REAL_SOURCES = {

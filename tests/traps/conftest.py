@@ -54,11 +54,13 @@ def drawn(monkeypatch):
     return responses
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Under xdist, one worker launches the two ranks, and it alone."""
+    """Under xdist, one worker launches the two ranks, and one the resume matrix."""
     for item in items:
-        if "two_ranks" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("two_ranks"))
+        for fixture in ("two_ranks", "matrix"):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 def pytest_runtest_setup(item):

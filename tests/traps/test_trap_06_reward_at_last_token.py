@@ -72,7 +72,7 @@ def test_rollouts_are_rewarded_as_by_the_plain_loop(tmp_path, tokenizer, beta, g
 def test_each_response_is_paid_its_own_score_once(tmp_path, tokenizer):
     """Without discount and critic, the first token's advantage is all that a response earns."""
     ready = bench(tmp_path, tokenizer, gamma=1.0, gae_lambda=1.0)
-    ready.models.value = lambda tokens, documents: torch.zeros(len(tokens))
+    ready.models.value = lambda tokens, documents, rows: torch.zeros(len(rows))
     rollouts = ready.roll_out()
     first = torch.stack([advantages[0] for advantages in split(rollouts.advantages, rollouts)])
     torch.testing.assert_close(first, rollouts.scores - 0.1 * rollouts.kl, rtol=0, atol=1e-5)

@@ -41,7 +41,7 @@ def rolled_out(folder, tokenizer, cut_bonus=0.0, cut_value=0.0, **settings):
     ready.models.rewards = RewardModels(
         with_bonus(rewards.helpfulness), with_bonus(rewards.safety), rewards.gate_threshold
     )
-    ready.models.value = lambda tokens, documents: torch.full((len(tokens),), cut_value)
+    ready.models.value = lambda tokens, documents, rows: torch.full((len(rows),), cut_value)
     return ready.roll_out()
 
 

@@ -7,6 +7,7 @@ import pytest
 from whole_loop_home import PATIENCE_SECONDS, TINY, Rlhf, run_rlhf
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker makes the home for all of these tests, and has time for it on a busy machine."""
     for item in items:

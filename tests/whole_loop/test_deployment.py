@@ -1,4 +1,4 @@
-"""deploy/prefect.yaml as its first lines say: on a server with a secret, run by a worker."""
+"""`rlhf deploy` and a worker as deploy/README.md has them: on a server with a secret."""
 
 import contextlib
 import os
@@ -28,13 +28,12 @@ class Operator:
             PREFECT_API_URL=f"{server.url}/api",
             PREFECT_API_AUTH_STRING=SECRET,
             PREFECT_HOME=str(home.parent / "client"),
-            RLHF_RECIPE=str(TINY),
         )
 
-    def prefect(self, *arguments: str) -> None:
-        """Run one command of Prefect's."""
+    def run(self, *command: str) -> None:
+        """Run one command to its end."""
         out = subprocess.run(
-            ["prefect", *arguments],
+            command,
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -64,20 +63,20 @@ class Operator:
 
 def test_registered_scheduled_and_run_by_a_worker(home: Path, tmp_path: Path):
     copy = Path(shutil.copytree(home, tmp_path / "home"))
-    (copy / "recipe.json").unlink()
     with prefect_server(tmp_path / "prefect", SECRET) as server:
         operator = Operator(server, copy)
-        operator.prefect("work-pool", "create", "rlhf", "--type", "process")
-        file = str(ROOT / "deploy" / "prefect.yaml")
-        operator.prefect("--no-prompt", "deploy", "--all", "--prefect-file", file)
-        deployment = server.get("/api/deployments/name/rlhf-run/weekly")
-        assert deployment["parameters"] == {"recipe": str(TINY), "home": str(copy)}
+        operator.run("rlhf", "deploy", "--recipe", str(TINY))
+        deployment = server.get("/api/deployments/name/rlhf-iteration/weekly")
+        given = {"recipe": str(TINY), "home": str(copy), "version": None}
+        assert deployment["parameters"] == given
         assert deployment["global_concurrency_limit"]["limit"] == 1
         assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         (schedule,) = deployment["schedules"]
         assert (schedule["schedule"]["cron"], schedule["active"]) == ("0 3 * * 1", True)
         with operator.worker():
-            operator.prefect("deployment", "run", "rlhf-run/weekly", "--watch")
+            operator.run(
+                *("prefect", "deployment", "run", "rlhf-iteration/weekly"),
+                *("--param", "version=2", "--watch"),
+            )
         assert not processes_on(copy)
-    assert (copy / "recipe.json").is_file()
     assert digests(copy) == digests(home)

@@ -73,7 +73,8 @@ def test_prefect_shows_a_flow_run_for_each_version_and_a_task_run_for_each_stage
 def test_prefect_shows_the_table_of_each_version(served: Served):
     artifacts = served.prefect.post("/api/artifacts/filter")
     boards = {a["key"]: a["data"] for a in artifacts if a["type"] == "table"}
-    assert boards.keys() == {"rlhf-base", "rlhf-v1", "rlhf-v2"}
+    gates = {"rlhf-v1-gates", "rlhf-v2-gates"}
+    assert boards.keys() == {"rlhf-base", "rlhf-v1", "rlhf-v2"} | gates
     assert "rejection_sampling" in boards["rlhf-v2"]
 
 

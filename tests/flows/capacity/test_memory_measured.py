@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from flows.capacity import memory
 from flows.capacity.memory import MicroBatch
 from kernels.attention import Documents
-from kernels.generation import Sampling, generate, prefill
+from kernels.decoding import prefill
+from kernels.generation import Sampling, generate
 from kernels.heads import ScoreHead, ValueModel
 from kernels.model import CausalLM, ModelConfig
 from stages.runtime.engine import EngineSettings
@@ -133,9 +134,9 @@ def test_the_cache_and_reading_into_it(precision: str) -> None:
     prompts = [torch.randint(0, 256, (64,)).tolist() for _ in range(16)]
     planned = memory.kv_cache(CONFIG, size, num_rows=16, num_columns=128)
     with torch.inference_mode():
-        cache, _ = prefill(model, prompts, num_new_columns=64)
-    assert sum(t.nbytes for t in cache.keys + cache.values) == planned
-    del cache
+        decoder, _ = prefill(model, prompts, num_new_columns=64)
+    assert sum(t.nbytes for t in decoder.cache.keys + decoder.cache.values) == planned
+    del decoder
 
     before = live_bytes()
     with PeakBytes() as measured:

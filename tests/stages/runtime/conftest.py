@@ -14,6 +14,14 @@ from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.distributed import process_group
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist, one worker launches the ranks."""
+    for item in items:
+        if "findings" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("findings"))
+
+
 @pytest.fixture(scope="session")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")

@@ -1,0 +1,83 @@
+"""An iteration's labels: its comparisons go up on the annotation page, its delivery comes back."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from annotation.batches import (
+    BatchPlan,
+    Progress,
+    check_comparable,
+    deliver,
+    preference_rows,
+    progress,
+    publish,
+)
+from annotation.refusals import NotThereError
+from annotation.storage.database import Database, open_database, sqlite_url
+from data_contracts.parquet import read_table, write_table
+from data_contracts.tables import COMPARISONS, PREFERENCES
+from flows.environment import Places
+from flows.graph import NodeId, Output, preference_nodes
+from flows.recipe import Recipe
+from flows.runner import Walk
+
+DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
+
+
+def annotation_database(where: Places, url: str | None = None) -> Database:
+    """The database that a URL, or else the environment, names; else the home's SQLite file."""
+    chosen = url or os.environ.get(DATABASE_VARIABLE)
+    return open_database(chosen or sqlite_url(where.local / "annotation" / "annotation.db"))
+
+
+def delivery_file(recipe: Recipe, version: int) -> Path | None:
+    """Where the labels of an iteration are expected; None when people do not label it."""
+    for node in preference_nodes(recipe, version):
+        if "delivery" in node.fixed:
+            return Path(node.fixed["delivery"]["path"])
+    return None
+
+
+def publish_comparisons(walk: Walk, version: int, now: datetime) -> int:
+    """Put what sample_pairs made up for labelling; returns how many items are new.
+
+    Done again, it changes neither the batch nor its deadline.
+    """
+    ref = walk.resolve(Output(NodeId(version, "sample_pairs"), "comparisons"))
+    rows = read_table(walk.store.local(ref), COMPARISONS).to_pylist()
+    check_comparable(rows)
+    settings = walk.recipe.labelling
+    plan = BatchPlan(
+        overlap=settings.overlap,
+        check_every=settings.check_every,
+        deadline=now + timedelta(days=settings.days),
+        seed=walk.recipe.seed,
+    )
+    database = annotation_database(walk.where)
+    try:
+        with database.writing() as session:
+            return publish(session, version, rows, plan, now)
+    finally:
+        database.close()
+
+
+def progress_of(where: Places, version: int) -> Progress | None:
+    """How far the labels of an iteration are; None when they have not been asked for."""
+    database = annotation_database(where)
+    try:
+        with database.reading() as session:
+            return progress(session, version)
+    except NotThereError:
+        return None
+    finally:
+        database.close()
+
+
+def deliver_labels(database: Database, week: int, file: Path, test_fraction: float) -> int:
+    """Close a week and write its labels; returns how many. What comes later is for the next."""
+    with database.writing() as session:
+        rows = preference_rows(deliver(session, week, datetime.now(UTC)), week, test_fraction)
+        # inside: labels count as delivered only once the file is on the disk
+        write_table(file, rows, PREFERENCES)
+    return len(rows)

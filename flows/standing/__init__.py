@@ -1,0 +1,1 @@
+"""`rlhf up`: the Prefect server, MLflow, the annotation page and the workers of one home."""

@@ -1,0 +1,52 @@
+"""Put back what a worker that is gone was running, so that the next one goes on with it.
+
+    python -m flows.standing.leftovers POOL ...
+
+Prefect would show such a run as Running for ever, and it would hold its pool's only place. Nobody
+but the worker of `rlhf up` runs anything of these pools, so what is not finished is nobody's now.
+It keeps its id, and so its iteration; the stages it had finished are reused.
+"""
+
+import sys
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+
+MAX_STARTS = 3
+"""A run that was started so often and never came to an end is not started again."""
+_HELD = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+
+def put_back(client: SyncPrefectClient, pools: list[str]) -> list[FlowRun]:
+    """Give every run of these pools that somebody held a state from which it goes on, or ends."""
+    runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_HELD))
+        ),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=pools)),
+    )
+    for run in runs:
+        client.set_flow_run_state(run.id, _next_state(run), force=True)
+    return runs
+
+
+def _next_state(run: FlowRun) -> State[None]:
+    if run.state_type == StateType.CANCELLING:
+        return Cancelled(message="Its worker ended")
+    if run.run_count >= MAX_STARTS:
+        return Crashed(message=f"Started {run.run_count} times, and its worker ended every time")
+    return AwaitingRetry(message="Its worker ended; what is finished is reused")
+
+
+if __name__ == "__main__":
+    with get_client(sync_client=True) as api:
+        for left in put_back(api, sys.argv[1:]):
+            print(f"{left.name}: put back")

@@ -1,0 +1,105 @@
+"""The programs of `rlhf up`: their commands and the settings they read."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.environment import Places
+from flows.standing.addresses import CLIENT_SECRET_VARIABLE, LOOPBACK, SECRET_VARIABLE, Addresses
+
+POOLS = {"rlhf": 1, "rlhf-watch": 1}
+"""Work pool → runs at a time. One run works in a home at a time; watching needs its own, or it
+would queue behind a week of training."""
+
+_SERVER_GRACE_SECONDS = 10.0
+_WORKER_GRACE_SECONDS = 40.0
+"""Prefect gives a flow run 30 s to save what it can."""
+_WORKER_QUERY_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program, started by its module."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    health: str
+    """URL that answers once the program is at work."""
+    grace_seconds: float = _SERVER_GRACE_SECONDS
+    pool: str = ""
+    """Of a worker: the pool it works for."""
+
+
+def servers(where: Places, at: Addresses) -> list[Program]:
+    """What answers on a port, in the order in which it is needed."""
+    prefect = ("server", "start", "--host", at.host, "--port", str(at.prefect_port))
+    mlflow = (
+        *("server", "--host", LOOPBACK, "--port", str(at.mlflow_port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{where.mlflow_database}"),
+        *("--artifacts-destination", where.mlflow_artifacts),
+        *("--allowed-hosts", f"{LOOPBACK}:{at.mlflow_port},localhost:{at.mlflow_port}"),
+    )
+    page = (
+        *("annotations", "serve", "--host", at.host, "--port", str(at.annotation_port)),
+        *("--home", where.home),
+    )
+    return [
+        Program("prefect-server", "prefect", prefect, f"{at.api}/health"),
+        Program("mlflow", "mlflow", mlflow, f"{at.mlflow}/health"),
+        Program("annotations", "flows.cli", page, f"{at.annotation}/healthz"),
+    ]
+
+
+def workers(at: Addresses) -> list[Program]:
+    """A worker for each pool."""
+    return [
+        Program(
+            f"worker-{pool}",
+            "prefect",
+            ("worker", "start", "--pool", pool, "--type", "process", "--name", pool),
+            f"{at.api}/work_pools/{pool}",
+            _WORKER_GRACE_SECONDS,
+            pool,
+        )
+        for pool in POOLS
+    ]
+
+
+def environment_of(
+    where: Places, at: Addresses, secret: str, schedule: Mapping[str, str]
+) -> dict[str, str]:
+    """What all programs read; `schedule` has the variables of prefect.yaml that are the user's."""
+    settings = {
+        "RLHF_HOME": where.home,
+        "RLHF_RECIPE": str(where.recipe.resolve()),
+        "PREFECT_API_URL": at.api,
+        "PREFECT_HOME": str(where.prefect_home),
+        "PREFECT_SERVER_UI_API_URL": at.api,  # else the page asks port 4200
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(where.prefect_home / "page"),
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        # in memory a restart of the server would leak every slot that is held
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        ),
+        "PREFECT_WORKER_QUERY_SECONDS": str(_WORKER_QUERY_SECONDS),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # into the program's log
+        "MLFLOW_TRACKING_URI": at.mlflow,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # on by default, and nothing here uses it
+        "PYTHONUNBUFFERED": "1",
+    }
+    if secret:
+        settings |= {SECRET_VARIABLE: secret, CLIENT_SECRET_VARIABLE: secret}
+    return {**os.environ, **settings, **schedule}
+
+
+def schedule_variables(cron: str, timezone: str) -> dict[str, str]:
+    """The variables of prefect.yaml that say when the weekly iteration starts."""
+    return {"RLHF_CRON": cron, "RLHF_TIMEZONE": timezone}
+
+
+def log_of(where: Places, name: str) -> Path:
+    """Where a program's output goes."""
+    return where.local / "logs" / f"{name}.log"
