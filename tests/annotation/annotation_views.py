@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from annotation_model import served
@@ -89,7 +89,6 @@ _SAFE = [
 def inhabited_service(database: Database) -> Iterator[dict[str, str]]:
     """Serve a batch in the middle of its week; yields what the views' paths are filled with."""
     clock = Clock()
-    clock.now = datetime.now(UTC) - timedelta(hours=4)
     people = {name: add_user(database, name) for name in ("ann", "bob", "dana")}
     lead = add_user(database, "lea", Role.lead)
     add_user(database, "adm", Role.admin)
@@ -102,16 +101,17 @@ def inhabited_service(database: Database) -> Iterator[dict[str, str]]:
     gold = {"three-h4": "a", "three-s1": "a"}
     rows = _rows("three")
     publish_rows(database, rows, week=3, gold=gold, overlap=2, check_every=4, deadline=deadline)
-    _label(database, list(people.values()), clock, rng, 9)
+    _label(database, list(people.values()), clock, rng, 7)
     with database.writing() as session:
-        token = invite(session, Role.annotator, datetime.now(UTC), lead)
+        token = invite(session, Role.annotator, clock(), lead)
         slot = claim(session, people["bob"], "helpfulness", clock())
         assert slot is not None
         passed = Pass(submission_id="flag-0001", kind="flag", reason="The question is cut off")
         pass_on(session, people["bob"], slot.id, passed, clock())
         labelled = _last_label_of(session, people["ann"])
     live = (LiveModel(url="http://127.0.0.1:9/v1", model="v1"),)
-    service = Service(database, AnnotationSettings(product="Acme assistant", live_models=live))
+    settings = AnnotationSettings(product="Acme assistant", live_models=live)
+    service = Service(database, settings, clock)
     with served(create_app(service)) as url:
         yield {"url": url, "invitation": token, "labelled": str(labelled)}
 
@@ -141,6 +141,7 @@ def _label(database: Database, people: list[User], clock: Clock, rng: random.Ran
             with database.writing() as session:
                 slot = claim(session, user, domain, clock())
                 if slot is not None:
+                    session.flush()  # a check is a slot that is new
                     submit(session, user, slot.id, _answer(slot, rng), clock())
 
 

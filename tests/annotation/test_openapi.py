@@ -27,11 +27,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCHEMATHESIS = "schemathesis==4.32.5"
 NUM_ROWS = 20
-"""Of each table: ids up to here are drawn, so that many requests find something."""
+MAX_IDS = {"slot_id": 2 * NUM_ROWS}
+"""What is drawn up to here mostly exists. Few items, since those that are retired take no label."""
 
 ACCOUNT_FORM = "Body_accept_invitation_invitations__token__post"
-HARD_TO_MEET = {"POST /login"}
-"""Nobody guesses a password."""
+MUST_GO_THROUGH = {
+    "GET /tasks/{domain}",
+    "POST /slots/{slot_id}/label",
+    "POST /undo",
+    "POST /write/{domain}",
+    "POST /lead/items/{item_id}/decision",
+    "POST /lead/guidelines/{domain}",
+    "POST /admin/users/{user_id}",
+}
+"""Else nothing but refusals would have been tested."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +113,7 @@ def schema_for(app: FastAPI, csrf: str, invitations: list[str]) -> dict:
         for operation in operations.values():
             for given in operation.get("parameters", []):
                 if given["schema"].get("type") == "integer":
-                    given["schema"]["maximum"] = NUM_ROWS
+                    given["schema"]["maximum"] = MAX_IDS.get(given["name"], 3)
                 if given["name"] == "token":
                     given["schema"]["enum"] = invitations
     fields = schema["components"]["schemas"][ACCOUNT_FORM]["properties"]
@@ -137,8 +146,7 @@ def test_the_annotation_service_has_no_server_error(schemathesis, database, cloc
         cookie = f"Cookie: {COOKIE}={admin.client.cookies[COOKIE]}"
         attack(schemathesis, schema, url, tmp_path, "-H", cookie, "-n", "40")
     assert recorder.server_errors() == []
-    listed = {f"{verb.upper()} {path}" for path, found in schema["paths"].items() for verb in found}
-    assert listed - recorder.successes() <= HARD_TO_MEET
+    assert recorder.successes() >= MUST_GO_THROUGH
 
 
 def test_the_model_server_has_no_server_error(schemathesis, tmp_path, model_engine):
