@@ -6,6 +6,7 @@ renews the hold as long as it is open, and a hold that has run out is given to t
 
 import secrets
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
@@ -76,7 +77,7 @@ def release(slot: Slot) -> None:
         slot.state = SlotState.done
 
 
-def _held_by(user: User, domain: str) -> Select[Slot]:
+def _held_by(user: User, domain: str) -> Select[Any]:
     """Slots with this user, the newest hold first: what was undone comes before what was next."""
     return (
         select(Slot)
@@ -104,7 +105,7 @@ def _next_slot(session: Session, user: User, domain: str, now: datetime) -> Slot
     return None
 
 
-def _unmet(user: User) -> Select[Slot]:
+def _unmet(user: User) -> Select[Any]:
     """Slots of items that this user has not met, one of them, skipping what others just take."""
     own = aliased(Slot)
     return (
@@ -148,7 +149,7 @@ def _check_due(session: Session, user: User, domain: str) -> Slot | None:
     return None
 
 
-def _gold_item(user: User, batch: Batch, domain: str) -> Select[Item]:
+def _gold_item(user: User, batch: Batch, domain: str) -> Select[Any]:
     own = aliased(Slot)
     return (
         select(Item)
@@ -161,7 +162,7 @@ def _gold_item(user: User, batch: Batch, domain: str) -> Select[Item]:
     )
 
 
-def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[Item]:
+def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[Any]:
     """The item that this annotator labelled longest ago and has not seen again."""
     repeated = aliased(Slot)
     return (

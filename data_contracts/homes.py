@@ -9,7 +9,15 @@ written; a kill before that leaves bytes that nobody believes.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Usage(NamedTuple):
+    """What a document or a folder takes up."""
+
+    num_bytes: int
+    modified_at: float
+    """Of the newest file, Unix time in seconds; 0 when there is none."""
 
 
 class Home(Protocol):
@@ -45,4 +53,12 @@ class Home(Protocol):
 
     def fetch(self, digest: str) -> Path:
         """Local folder with the verified files of an object."""
+        ...
+
+    def usage(self, name: str) -> Usage:
+        """Size and age of a document or a folder; nothing when it is not there."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a document or a folder, if it is there."""
         ...

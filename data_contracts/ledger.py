@@ -24,6 +24,12 @@ class HeadEntry(Contract):
     outputs: dict[str, ArtifactRef]
     at: str
     """UTC, ISO 8601."""
+    instead_of: str | None = None
+    """After a rollback: the key in whose place this run stands; None for a run's own head."""
+
+    def stands_as(self, other: "HeadEntry") -> bool:
+        """Whether both say the same but for the time."""
+        return self.model_copy(update={"at": other.at}) == other
 
 
 class _Node(Contract):
@@ -52,15 +58,49 @@ class Ledger:
                 "it has no manifest",
                 "Commit the run first",
             )
-        name = _document(version, node)
         with self._store.lock(f"ledger-{iteration_name(version)}-{node}"):
             history = self.history(version, node)
-            if history and (history[-1].key, history[-1].outputs) == (key, manifest.outputs):
-                return
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = HeadEntry(key=key, outputs=manifest.outputs, at=at)
-            document = _Node(head=entry, history=(*history, entry))
-            self._store.write(name, document.model_dump_json(indent=2).encode())
+            entry = HeadEntry(key=key, outputs=manifest.outputs, at=_now())
+            if not (history and history[-1].stands_as(entry)):
+                self._append(version, node, entry)
+
+    def roll_back(self, version: int, node: str, to: HeadEntry) -> None:
+        """Make an entry of a node's history its head again, by one more entry.
+
+        From now on it stands wherever the head it replaces would: see `standing_key`.
+
+        Raises:
+            StoreError: its manifest or a file of it is gone.
+        """
+        with self._store.lock(f"ledger-{iteration_name(version)}-{node}"):
+            head = self.history(version, node)[-1]
+            replaced = head.instead_of or head.key
+            self._store.reinstate(to.key, to.outputs)
+            instead_of = None if replaced == to.key else replaced
+            entry = HeadEntry(key=to.key, outputs=to.outputs, at=_now(), instead_of=instead_of)
+            self._append(version, node, entry)
+        self._follow(to)
+
+    def _follow(self, to: HeadEntry) -> None:
+        """Give every other head of the same key the outputs that its manifest has now."""
+        for version in self.versions():
+            for node in self.nodes(version):
+                head = self.history(version, node)[-1]
+                if head.key == to.key and head.outputs != to.outputs:
+                    changes = {"outputs": to.outputs, "at": _now()}
+                    self._append(version, node, head.model_copy(update=changes))
+
+    def standing_key(self, version: int, node: str, key: str) -> str:
+        """The key whose run stands for `key` at a node: another one after a rollback.
+
+        New settings or inputs have another key, and that one stands for itself.
+        """
+        history = self.history(version, node)
+        return history[-1].key if history and history[-1].instead_of == key else key
+
+    def _append(self, version: int, node: str, entry: HeadEntry) -> None:
+        document = _Node(head=entry, history=(*self.history(version, node), entry))
+        self._store.write(_document(version, node), document.model_dump_json(indent=2).encode())
 
     def head(self, version: int, node: str) -> str | None:
         """Stage key of a node's head, or None when it has none."""
@@ -97,6 +137,10 @@ class Ledger:
         """Nodes of an iteration that have a head, by name."""
         names = self._store.names(f"iterations/{iteration_name(version)}")
         return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def iteration_name(version: int) -> str:

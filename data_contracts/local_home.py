@@ -11,6 +11,7 @@ from data_contracts.artifacts import Listing, digest_of, file_names, listing_byt
 from data_contracts.belief import MISSING, HashMemo, difference, unbelievable
 from data_contracts.durable import disk_error, sync_file, sync_folder, write_durably
 from data_contracts.errors import StoreError
+from data_contracts.homes import Usage
 
 _ABANDONED_SECONDS = 7 * 86_400
 """Age at which a copy in progress is taken for one whose process was killed."""
@@ -82,6 +83,27 @@ class LocalHome:
         if fault:
             raise unbelievable(digest, self.url, fault)
         return self._objects / digest
+
+    def usage(self, name: str) -> Usage:
+        """See Home."""
+        path = self.scratch / name
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        states = [file.stat() for file in files]
+        newest = max((state.st_mtime for state in states), default=0.0)
+        return Usage(sum(state.st_size for state in states), newest)
+
+    def remove(self, name: str) -> None:
+        """See Home. A folder is out of sight in one step, and removed after that."""
+        path = self.scratch / name
+        try:
+            if path.is_dir():
+                unwanted = self.incoming()
+                os.rename(path, unwanted)
+                shutil.rmtree(unwanted)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error("remove", path, error) from error
 
     def incoming(self) -> Path:
         """A fresh folder on the objects' own file system, where a rename is atomic."""

@@ -38,7 +38,7 @@ def locked(path: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     with file:
         if wait:
             _acquire(file, what)
-        elif not _try_lock(file):
+        elif not _try_for_a_moment(file):
             raise UserError(
                 f"{what[0].upper()}{what[1:]} is held by {_owner(file)}",
                 "Wait until it ends, or end it; what it has finished is reused",
@@ -59,6 +59,26 @@ def _acquire(file: TextIO, what: str) -> None:
             _LOGGER.warning("Waiting for %s, held by %s", what, _owner(file))
             told = True
         time.sleep(_POLL_SECONDS)
+
+
+def _try_for_a_moment(file: TextIO) -> bool:
+    """Outlasts one that only looks whether the lock is held (`owner_of`)."""
+    return _try_lock(file) or (time.sleep(_POLL_SECONDS) or _try_lock(file))
+
+
+def owner_of(path: Path) -> str | None:
+    """Who holds the lock in this file now ("process 71 on a since …"), or None when nobody does."""
+    try:
+        file = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _owner(file)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return None
 
 
 def _try_lock(file: TextIO) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from data_contracts.artifacts import digest_of, file_names, listing_bytes, listing_of
 from data_contracts.belief import MISSING, difference, unbelievable
 from data_contracts.errors import StoreError, UserError
+from data_contracts.homes import Usage
 from data_contracts.local_home import LocalHome
 from data_contracts.locks import locked
 
@@ -87,6 +88,29 @@ class RemoteHome:
                 if self._cache.fault(digest) is not None:
                     self._download(digest)
         return self._cache.fetch(digest)
+
+    def usage(self, name: str) -> Usage:
+        """See Home."""
+        if name.startswith("work/"):
+            return self._cache.usage(name)
+        self._files.invalidate_cache()
+        try:
+            found = self._files.find(self._path(name), detail=True)
+            times = [self._files.modified(path).timestamp() for path in found]
+        except FileNotFoundError:
+            return Usage(0, 0.0)
+        except OSError as error:
+            raise self._unreachable("list", name) from error
+        return Usage(sum(info["size"] for info in found.values()), max(times, default=0.0))
+
+    def remove(self, name: str) -> None:
+        """See Home. A local copy goes with it."""
+        try:
+            if self._files.exists(self._path(name)):
+                self._files.rm(self._path(name), recursive=True)
+        except OSError as error:
+            raise self._unreachable("remove", name) from error
+        self._cache.remove(name)
 
     def _upload(self, digest: str, folder: Path) -> None:
         target = self._path(f"objects/{digest}")

@@ -4,12 +4,15 @@ Outputs are objects known by their digest, a manifest says which outputs a stage
 manifest is written last. What was killed half way is simply not there.
 
     objects/, manifests/<stage_key>.json, iterations/v3/<node>.json     at home, maybe remote
+    superseded/<stage_key>-<outputs>.json                                manifests of other outputs
     work/<stage_key>/attempt-N/, locks/                                  always on a local disk
 """
 
 import hashlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,9 @@ from pydantic import Field
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract
 from data_contracts.errors import StoreError, UserError
-from data_contracts.homes import Home
+from data_contracts.homes import Home, Usage
 from data_contracts.local_home import LocalHome
-from data_contracts.locks import locked
+from data_contracts.locks import locked, owner_of
 from data_contracts.remote_home import RemoteHome
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
@@ -136,6 +139,8 @@ class Store:
     def commit(self, manifest: Manifest) -> None:
         """Declare a stage run done. The last write of a run.
 
+        A manifest of the same key with other outputs is kept under superseded/.
+
         Raises:
             StoreError: an output has not been published.
         """
@@ -145,7 +150,89 @@ class Store:
                     f"Output {role} of {manifest.stage} ({ref}) is not in the store {self.home}",
                     "Publish every output before the manifest",
                 )
+        before = self.recorded(manifest.key)
+        if before is not None and before.outputs != manifest.outputs:
+            self.write(_superseded_name(before), before.model_dump_json(indent=2).encode())
         self.write(_manifest_name(manifest.key), manifest.model_dump_json(indent=2).encode())
+
+    def recorded_with(self, key: str, outputs: Mapping[str, ArtifactRef]) -> Manifest | None:
+        """The manifest of the run of a key that had these outputs, the files unverified."""
+        manifest = self.recorded(key)
+        if manifest is not None and manifest.outputs != outputs:
+            content = self._home.read(f"superseded/{_safe(key)}-{_outputs_name(outputs)}.json")
+            manifest = None if content is None else _parsed(content, key)
+        return manifest
+
+    def reinstate(self, key: str, outputs: Mapping[str, ArtifactRef]) -> Manifest:
+        """Make the run of a key that had these outputs the one that the key stands for.
+
+        Raises:
+            StoreError: its manifest or a file of it is gone.
+        """
+        manifest = self.recorded_with(key, outputs)
+        if manifest is None:
+            raise StoreError(
+                f"The manifest of {key[:12]} with these outputs is not in the store {self.home}",
+                "Choose another entry of `rlhf history`, or bring it back from a copy",
+            )
+        for role, ref in outputs.items():
+            fault = self._home.fault(ref.digest)
+            if fault:
+                raise StoreError(
+                    f"Output {role} ({ref}) of {key[:12]} is {fault}",
+                    "Choose another entry of `rlhf history`, or bring it back from a copy",
+                )
+        self.commit(manifest)
+        return manifest
+
+    # ---- upkeep
+
+    def finished_keys(self) -> list[str]:
+        """Stage keys that have a manifest, whole or damaged."""
+        return [n.removesuffix(".json") for n in self.names("manifests") if n.endswith(".json")]
+
+    def superseded(self) -> dict[str, Manifest]:
+        """Manifests that another run of their key has replaced, by document; damaged ones not."""
+        found = {}
+        for name in (f"superseded/{n}" for n in self.names("superseded")):
+            content = self._home.read(name) or b""
+            key = name.partition("/")[2].rpartition("-")[0]
+            if manifest := _parsed(content, key):
+                found[name] = manifest
+        return found
+
+    def objects(self) -> list[str]:
+        """Digests of all objects, complete or not."""
+        return sorted({name.removesuffix(".json") for name in self.names("objects")})
+
+    def fault(self, digest: str) -> str | None:
+        """Why an object cannot be believed ("missing", "corrupt: …"), or None when it can."""
+        return self._home.fault(digest)
+
+    def usage(self, name: str) -> Usage:
+        """What a document or a folder of the store takes up; nothing when it is not there."""
+        return self._home.usage(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a document or a folder of the store for good."""
+        self._home.remove(name)
+
+    @property
+    def scratch(self) -> Path:
+        """Local folder of work, locks and downloads: the home itself when it is one."""
+        return self._home.scratch
+
+    def work_keys(self) -> list[str]:
+        """Stage keys that have a work folder on this machine."""
+        folder = self._home.scratch / "work"
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(p.name for p in found if p.is_dir() and _SAFE_NAME.fullmatch(p.name))
+
+    def held_locks(self) -> dict[str, str]:
+        """Names of the locks that processes of this machine hold now, each with its owner."""
+        folder = self._home.scratch / "locks"
+        owners = {path.stem: owner_of(path) for path in sorted(folder.glob("*.lock"))}
+        return {name: owner for name, owner in owners.items() if owner}
 
     # ---- documents, for the ledger
 
@@ -174,13 +261,17 @@ class Store:
 
     def work(self, key: str) -> Path:
         """Local folder of a stage run: attempts, and the checkpoints they share."""
-        folder = self._home.scratch / "work" / _safe(key)
+        folder = self.work_folder(key)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         return folder
 
+    def work_folder(self, key: str) -> Path:
+        """The same folder, whether it is there or not."""
+        return self._home.scratch / "work" / _safe(key)
+
     def attempts(self, key: str) -> list[Path]:
         """Folders of a run's attempts, the first one first."""
-        folder = self._home.scratch / "work" / _safe(key)
+        folder = self.work_folder(key)
         found = folder.iterdir() if folder.is_dir() else ()
         return sorted((p for p in found if _ATTEMPT.fullmatch(p.name)), key=attempt_number)
 
@@ -207,6 +298,16 @@ def attempt_number(attempt: Path) -> int:
 
 def _manifest_name(key: str) -> str:
     return f"manifests/{_safe(key)}.json"
+
+
+def _superseded_name(manifest: Manifest) -> str:
+    return f"superseded/{_safe(manifest.key)}-{_outputs_name(manifest.outputs)}.json"
+
+
+def _outputs_name(outputs: Mapping[str, ArtifactRef]) -> str:
+    """Names a set of outputs: the same for the same digests and kinds by role."""
+    named = {role: [ref.kind, ref.digest] for role, ref in outputs.items()}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _parsed(content: bytes, key: str) -> Manifest | None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_serve, cli_up, cli_views
+from flows import cli_annotations, cli_serve, cli_up, cli_upkeep, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -236,6 +236,8 @@ for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)
+for name in ("history", "rollback", "fsck", "gc", "stop"):
+    app.command()(getattr(cli_upkeep, name))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 from data_contracts.durable import disk_full, is_disk_full
 from data_contracts.errors import UserError
 from flows.environment import Places, places
+from stages.runtime.stopping import Stopped
 
 if TYPE_CHECKING:
     from data_contracts.ledger import Ledger
@@ -89,12 +90,15 @@ ForceNodesOption = Annotated[
 
 
 def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that a user can mend become one paragraph and exit code 2; Ctrl-C becomes 130."""
+    """What a user can mend becomes one paragraph and exit code 2; an end that was wanted, 130."""
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except Stopped as error:
+            Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
         except UserError as error:
             _fail(str(error))
         except KeyboardInterrupt:

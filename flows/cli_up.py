@@ -97,7 +97,7 @@ def up(
 
 @paragraphs
 def down(home: HomeOption = None) -> None:
-    """End what `rlhf up` started; a stage at work saves what it can and goes on next time."""
+    """End what `rlhf up` started. A stage at work saves what it can; what is finished is reused."""
     where = _absolute(places(home))
     from flows.standing.up import end
 

@@ -8,6 +8,7 @@ from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows.environment import Places
 from flows.recipe import Recipe, parse_file
+from stages.runtime import stopping
 
 _held: set[str] = set()
 """Homes of this process: the command takes one, and then its flow does."""
@@ -25,6 +26,7 @@ def occupied(store: Store) -> Iterator[None]:
         return
     with store.lock("runs", wait=False):
         _held.add(store.home)
+        stopping.forget(store.scratch)  # asked of the run before
         try:
             yield
         finally:

@@ -103,6 +103,18 @@ def head_manifest(node: NodeId, store: Store, ledger: Ledger) -> Manifest | None
     return store.manifest(key) if key else None
 
 
+def standing_manifest(
+    node: NodeId, key: str, store: Store, ledger: Ledger
+) -> tuple[Manifest | None, str]:
+    """The finished run that stands for a node whose key is `key`, and why it does or none can.
+
+    It is the run of that key, or the one that the node was rolled back to.
+    """
+    standing = ledger.standing_key(node.version, node.name, key)
+    manifest = store.manifest(standing) if standing != key else None
+    return (manifest, f"rolled back to {standing[:12]}") if manifest else store.check(key)
+
+
 def _step(
     node: Node,
     steps: Mapping[NodeId, Step],
@@ -120,9 +132,9 @@ def _step(
     except UserError as error:
         return Step(node, "run", "never run" if head is None else "sources", missing=str(error))
     key = stage_key(node.stage, stage_module(node.stage).VERSION, config)
-    if store is None:
+    if store is None or ledger is None:
         return Step(node, "run", "never run", key, config=config)
-    manifest, reason = store.check(key)
+    manifest, reason = standing_manifest(node.id, key, store, ledger)
     if manifest is None:
         reason = _changes(node, config, head) if head and head.key != key else reason
         return Step(node, "run", reason, key, config=config)
@@ -132,8 +144,8 @@ def _step(
     return Step(
         node,
         "reuse",
-        "same settings and inputs, files verified",
-        key,
+        "same settings and inputs, files verified" if manifest.key == key else reason,
+        manifest.key,
         manifest,
         config,
         code_changed=changed,

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+import stages
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from flows.sources import with_unknown_digests
@@ -46,12 +47,29 @@ class LaunchSettings(Contract):
     """Threads of each process; all cores shared out evenly when it is not given."""
     hostfile: Path | None = None
     """Machines in DeepSpeed's format, for more than one."""
+    max_retries: int = Field(default=2, ge=0)
+    """Further attempts of a launched stage that crashed, from its newest whole checkpoint; what a
+    user has to mend is not tried again."""
+    timeout_minutes: dict[str, float] = {}
+    """How long one attempt may take, by stage name; no limit for the others."""
+
+    @field_validator("by_stage", "timeout_minutes")
+    @classmethod
+    def _names_stages(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = {module.name for module in pkgutil.iter_modules(stages.__path__)}
+        if unknown := sorted(value.keys() - known):
+            raise ValueError(f"there is no stage {unknown[0]}")
+        return value
 
     def of(self, stage: str) -> Launch:
         """How one stage is launched; stages without a model always run in this process."""
+        minutes = self.timeout_minutes.get(stage)
+        seconds = None if minutes is None else 60 * minutes
         if stage in _SINGLE_PROCESS_STAGES:
-            return Launch(num_threads=self.num_threads)
+            return Launch(num_threads=self.num_threads, timeout_seconds=seconds, uses_gpus=False)
         return Launch(
+            max_retries=self.max_retries,
+            timeout_seconds=seconds,
             num_processes=self.by_stage.get(stage, self.num_processes),
             hostfile=self.hostfile,
             num_threads=self.num_threads,

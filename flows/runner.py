@@ -11,10 +11,11 @@ from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
 from flows.environment import Places
 from flows.graph import Node, NodeId, Output, nodes
-from flows.planner import head_manifest
+from flows.planner import head_manifest, standing_manifest
 from flows.progress import Terminal, duration
 from flows.recipe import Recipe
 from flows.tracking import Tracker
+from stages.runtime import stopping
 from stages.runtime.stage import run_stage, stage_module
 
 
@@ -78,12 +79,16 @@ def run_node(node: Node, walk: Walk, *, force: bool = False) -> NodeResult:
 
     Raises UserError when an input or a file is missing, and what the stage raises.
     """
+    if stopping.is_asked(walk.store.scratch):
+        raise stopping.stopped(f"before {node.id}")
     config = node.config(walk.resolve, walk.store.local)
     key = stage_key(node.stage, stage_module(node.stage).VERSION, config)
     label = str(node.id)
-    if not force and (manifest := walk.store.manifest(key)) is not None:
-        result = NodeResult(node, manifest, reused=True)
-        walk.terminal.line(f"= {label}: reused, {key[:12]}")
+    standing = None if force else standing_manifest(node.id, key, walk.store, walk.ledger)[0]
+    if standing is not None:
+        result = NodeResult(node, standing, reused=True)
+        why = "reused" if standing.key == key else "rolled back"
+        walk.terminal.line(f"= {label}: {why}, {standing.key[:12]}")
     else:
         run = walk.tracker.begin(node, key, config)
         with walk.terminal.watching(label, walk.store, key, on_tick=run.flush_sometimes):
@@ -98,7 +103,8 @@ def run_node(node: Node, walk: Walk, *, force: bool = False) -> NodeResult:
         walk.terminal.line(
             f"+ {label}: {'reused' if made.reused else duration(made.manifest.seconds)}, {key[:12]}"
         )
-    walk.ledger.set_head(node.id.version, node.id.name, key)
+    if result.manifest.key == key:  # after a rollback the head stays as it is
+        walk.ledger.set_head(node.id.version, node.id.name, key)
     walk.remember(node.id, result.manifest)
     walk.tracker.record(node, result.manifest, walk.store)
     return result

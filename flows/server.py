@@ -24,7 +24,7 @@ from data_contracts.durable import disk_full, existing
 from data_contracts.errors import UserError
 from flows.environment import Places
 from flows.standing import state
-from stages.runtime.launcher import die_with_parent
+from stages.runtime.supervisor import die_with_parent
 
 API_URL_VARIABLE = "PREFECT_API_URL"
 _HOST = "127.0.0.1"

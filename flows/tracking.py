@@ -2,7 +2,8 @@
 
 MLflow only looks on. Training writes `metrics.jsonl`; this process sends it in batches, keeps its
 offset, and finds every run again by tag. When the tracking server cannot be reached it warns once
-and the pipeline goes on; a later walk records what is missing from the manifests.
+and the pipeline goes on. It is asked again twice a minute, and gets what it missed when it is back,
+or from the manifests and the spools in a later walk.
 
 `mlflow` is imported on first use: plan, stage --help and the like do not pay for it.
 """
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
+from data_contracts.errors import UserError
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
 from flows.environment import Places, prepare
@@ -41,8 +43,10 @@ DIGEST_TAG = "rlhf.digest"
 CHAMPION = "champion"
 """Alias of the version that the gates let through last."""
 FLUSH_SECONDS = 15.0
-_BATCH = 1000
-"""MLflow's limit of metrics in one call."""
+PAUSE_SECONDS = 30.0
+"""From a call that failed to the next one: a dead server costs two timeouts at a time."""
+_BATCH = 999
+"""Metrics in one call, beside a tag: MLflow's limit is 1000 in all."""
 _MOST_PARAMS = 100
 _LONGEST_PARAM = 6000
 _LONGEST_DIGEST = 36
@@ -54,14 +58,16 @@ T = TypeVar("T")
 
 
 def _never_fails(method: Callable[..., T]) -> Callable[..., T | None]:
-    """Make a Tracker method warn once, and do nothing from then on, instead of raising."""
+    """Make a Tracker method warn once instead of raising; all then do nothing for a while."""
 
     @wraps(method)
     def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> T | None:
-        if self.broken:
+        if self.is_pausing:
             return None
         try:
-            return method(self, *args, **kwargs)
+            value = method(self, *args, **kwargs)
+            self.is_back()
+            return value
         except Exception as error:
             # whatever MLflow, its HTTP client or its database raises, or a mistake of ours: days
             # of training are worth more than their record, and the log has the traceback
@@ -74,17 +80,24 @@ def _never_fails(method: Callable[..., T]) -> Callable[..., T | None]:
 class NodeRun:
     """One child run while its stage works: sends what the metrics spool has gained."""
 
-    def __init__(self, tracker: "Tracker", node: Node, key: str, run_id: str | None) -> None:
+    def __init__(self, tracker: "Tracker", node: Node, key: str, config: StageConfig) -> None:
         self._tracker = tracker
         self._node = node
         self._key = key
-        self._run_id = run_id
+        self._config = config
+        self._run_id = tracker.child(node, key, config)
         self._flushed_at = time.monotonic()
 
     def flush_sometimes(self) -> None:
         """Send new metrics, at most every FLUSH_SECONDS; called from the progress thread."""
-        if self._run_id and time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
-            self._flushed_at = time.monotonic()
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send new metrics now; the run is found or made first if MLflow was away before."""
+        self._flushed_at = time.monotonic()
+        self._run_id = self._run_id or self._tracker.child(self._node, self._key, self._config)
+        if self._run_id:
             self._tracker.flush(self._key, self._run_id)
 
 
@@ -102,6 +115,11 @@ class Tracker:
         self.where = where
         self.warn = warn
         self.broken = False
+        """Whether MLflow did not answer last time."""
+        self._ask_at = math.inf
+        """When it is asked again, on the monotonic clock; when it is broken."""
+        self._unrecorded: dict[str, tuple[Node, Manifest, Store]] = {}
+        self._at_work: NodeRun | None = None
         self._store = store
         self._met: set[int] = set()
         self._parents: dict[int, str] = {}
@@ -111,30 +129,52 @@ class Tracker:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Mark the parents of all versions that this walk met as done, or as failed."""
+        """Send what is missing; mark the parents of all versions that this walk met as done or
+        failed."""
+        if math.isfinite(self._ask_at):
+            self._ask_at = 0.0
+        if error is not None and self._at_work is not None:
+            self._at_work.flush()  # of the stage that failed
+        self._catch_up()
         for version in self._met:
             self._close(version, failed=error is not None)
 
     def give_up(self, error: Exception) -> None:
-        """Warn once, keep the traceback in mlflow/errors.log, and tell MLflow nothing more."""
+        """Warn once, keep the traceback in mlflow/errors.log, leave MLflow alone for a while."""
+        self._ask_at = time.monotonic() + PAUSE_SECONDS
+        if self.broken:
+            return
         self.broken = True
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         self.warn(
             f"MLflow at {self.where.mlflow} is not taking records ({reason}); the run goes on, "
-            "and the next one records what is missing"
+            "and what is missing is recorded once it answers, or by the next run"
         )
         with suppress(OSError):  # the disk may be full, which may be the very error
             log = self.where.local / "mlflow" / "errors.log"
             with log.open("a", encoding="utf-8") as file:
                 file.writelines(traceback.format_exception(error))
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether MLflow has failed so lately that it is not asked again yet."""
+        return self.broken and time.monotonic() < self._ask_at
+
+    def is_back(self) -> None:
+        """MLflow has answered."""
+        if self.broken:
+            self.broken = False
+            self.warn(f"MLflow at {self.where.mlflow} takes records again")
+
     def begin(self, node: Node, key: str, config: StageConfig) -> NodeRun:
         """The child run of a stage that is about to work: a new one, or the one it had."""
         self._met.add(node.id.version)
-        return NodeRun(self, node, key, self._begin(node, key, config))
+        self._at_work = NodeRun(self, node, key, config)
+        return self._at_work
 
     @_never_fails
-    def _begin(self, node: Node, key: str, config: StageConfig) -> str:
+    def child(self, node: Node, key: str, config: StageConfig) -> str:
+        """Id of a stage key's run, which says RUNNING from now on."""
         run = self._find(KEY_TAG, key)
         if run is None:
             return self._create_child(node, key, config)
@@ -145,19 +185,36 @@ class Tracker:
     @_never_fails
     def flush(self, key: str, run_id: str) -> None:
         """Send the metrics that a key's spool holds and MLflow has not got yet."""
-        rows = read_metrics(self._store, key)
-        done = self._offset(key, run_id)
-        metrics = [m for row in rows if row["step"] >= done for m in self._metrics_of(row)]
-        for i in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run_id, metrics=metrics[i : i + _BATCH])
-        if metrics:
-            self._sent[key] = rows[-1]["step"] + 1
-            self._client.set_tag(run_id, "rlhf.spool_step", str(self._sent[key]))
+        self._flush(key, run_id)
 
-    @_never_fails
+    def _flush(self, key: str, run_id: str) -> None:
+        from mlflow.entities import RunTag
+
+        done = self._offset(key, run_id)
+        rows = [row for row in read_metrics(self._store, key) if row["step"] >= done]
+        for batch in _batches([(int(row["step"]), list(self._metrics_of(row))) for row in rows]):
+            # The offset goes with the metrics: after a crash between the two, a step that was made
+            # again meanwhile would be sent again, and stand there twice.
+            tag = RunTag("rlhf.spool_step", str(batch.next_step))
+            self._client.log_batch(run_id, metrics=batch.metrics, tags=[tag])
+            self._sent[key] = batch.next_step
+
     def record(self, node: Node, manifest: Manifest, store: Store) -> None:
         """A finished node: nothing when MLflow has it already, else all that the manifest says."""
         self._met.add(node.id.version)
+        self._at_work = None
+        self._unrecorded[manifest.key] = (node, manifest, store)
+        self._catch_up()
+
+    @_never_fails
+    def _catch_up(self) -> None:
+        """Record what is finished and not recorded, in the order in which it was finished."""
+        while self._unrecorded:
+            key = next(iter(self._unrecorded))
+            self._record(*self._unrecorded[key])
+            del self._unrecorded[key]
+
+    def _record(self, node: Node, manifest: Manifest, store: Store) -> None:
         run = self._find(KEY_TAG, manifest.key)
         if (
             run
@@ -167,9 +224,7 @@ class Tracker:
             return
         config = stage_module(node.stage).Config.model_validate(manifest.config)
         run_id = run.info.run_id if run else self._create_child(node, manifest.key, config)
-        self.flush(manifest.key, run_id)
-        if self.broken:
-            return
+        self._flush(manifest.key, run_id)
         self._log_result(run_id, manifest)
         self._register(node, manifest, run_id, store)
         self._client.set_terminated(run_id, "FINISHED")
@@ -384,6 +439,28 @@ def _is_model(tags: Mapping[str, str] | None, digest: str, iteration: int) -> bo
     return (found.get(DIGEST_TAG), found.get(ITERATION_TAG)) == (digest, str(iteration))
 
 
+class _Batch(NamedTuple):
+    """Metrics of whole steps."""
+
+    metrics: list[Any]
+    next_step: int
+    """The first step that is not in it, nor in an earlier one."""
+
+
+def _batches(steps: Sequence[tuple[int, list[Any]]]) -> Iterator[_Batch]:
+    """As few batches as hold the metrics of these steps, each step whole."""
+    metrics: list[Any] = []
+    next_step = 0
+    for step, own in steps:
+        if metrics and len(metrics) + len(own) > _BATCH:
+            yield _Batch(metrics, next_step)
+            metrics = []
+        metrics = [*metrics, *own]
+        next_step = step + 1
+    if metrics:
+        yield _Batch(metrics, next_step)
+
+
 def _parent_name(version: int) -> str:
     return "Base" if version == BASE else f"RLHF-V{version}"
 
@@ -397,6 +474,34 @@ def registered_name(recipe: Recipe, node: Node) -> str | None:
         return "policy"
     names = {reward_model_name(domain): f"{domain.value}-rm" for domain in Domain}
     return names.get(node.id.name)
+
+
+def registered_digests(where: Places) -> set[str]:
+    """Digests of all versions of all registered models; none when there is no MLflow yet.
+
+    Raises UserError when MLflow cannot be asked.
+    """
+    is_local = where.mlflow == f"sqlite:///{where.mlflow_database}"
+    if is_local and not where.mlflow_database.exists():
+        return set()
+    prepare(where)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(where.mlflow, registry_uri=where.mlflow)
+    digests: set[str] = set()
+    token: str | None = None
+    try:
+        while token != "":
+            page = client.search_model_versions(page_token=token)
+            digests |= {v.tags[DIGEST_TAG] for v in page if DIGEST_TAG in v.tags}
+            token = page.token or ""
+    except Exception as error:  # whatever MLflow, its HTTP client or its database raises
+        raise UserError(
+            f"MLflow at {where.mlflow} does not say which models are registered: "
+            f"{' '.join(str(error).split())[:_LONGEST_REASON]}",
+            "Start it and try again: a registered model's files must not be removed",
+        ) from error
+    return digests
 
 
 def ensure_database(path: Path) -> None:

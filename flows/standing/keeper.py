@@ -14,7 +14,7 @@ import sys
 import time
 
 from flows.standing.descendants import end_descendants, inherit_orphans, reap
-from stages.runtime.launcher import die_with_parent
+from stages.runtime.supervisor import die_with_parent
 
 PROGRAM = "program"
 """In place of the grace: the second half of the arrangement, which becomes the program."""

@@ -21,6 +21,8 @@ from data_contracts.base import StageConfig
 from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
 from data_contracts.store import Store
+from stages.runtime import stopping
+from stages.runtime.stopping import Stopped
 
 LOG = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
@@ -42,6 +44,8 @@ class Failure:
     """Empty when the user can do nothing about the problem but read the log."""
     traceback: str
     time: float
+    stopped: bool = False
+    """It was asked to end."""
 
 
 def new_attempt(store: Store, key: str, config: StageConfig, forced: bool) -> Path:
@@ -51,6 +55,7 @@ def new_attempt(store: Store, key: str, config: StageConfig, forced: bool) -> Pa
     then it resumes that one. Called by one process that holds the key's lock.
     """
     earlier = store.attempts(key)
+    stopping.forget(store.work(key))
     for attempt in earlier:
         clear_outputs(attempt)
     if forced and not (earlier and _about(earlier[-1]).get("forced")):
@@ -79,6 +84,7 @@ def abandon_attempt(attempt: Path, rank_index: int, error: BaseException) -> Non
         "remedy": error.remedy if isinstance(error, UserError) else "",
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.time(),
+        "stopped": isinstance(error, Stopped),
     }
     try:
         (attempt / f"error-{rank_index:05d}.json").write_text(json.dumps(failure, indent=1))

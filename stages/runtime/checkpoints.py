@@ -25,6 +25,7 @@ import torch
 from data_contracts.artifacts import hash_all, hash_file
 from data_contracts.durable import disk_error, sync_file, sync_folder, write_durably
 from data_contracts.errors import UserError
+from stages.runtime import stopping
 from stages.runtime.determinism import random_states, restore_random_states
 from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine
@@ -74,6 +75,8 @@ class Checkpointer:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Checkpointer":
+        if self._rank.is_main:
+            stopping.mark_open(self._folder.parent, True)
         return self
 
     def __exit__(
@@ -90,6 +93,8 @@ class Checkpointer:
             LOG.warning("The last checkpoint could not be written: %s", unwritten)
         finally:
             self._writer.shutdown()
+            if self._rank.is_main:
+                stopping.mark_open(self._folder.parent, False)
 
     def restore(self, engines: Mapping[str, Engine]) -> Resumed:
         """Load the newest whole checkpoint into the engines and the random generators.
@@ -100,7 +105,8 @@ class Checkpointer:
         names = self._tidied() if self._rank.is_main else []
         for name in self._rank.broadcast_object(names):
             folder = self._folder / name
-            problems = [p for p in self._rank.gather_objects(_problem(folder, self._rank)) if p]
+            own = fault_of_checkpoint(folder, self._rank.index, self._rank.world_size)
+            problems = [p for p in self._rank.gather_objects(own) if p]
             if not problems:
                 return self._load(folder, engines)
             if self._rank.is_main:
@@ -116,9 +122,15 @@ class Checkpointer:
         """Save after every `checkpoint_every` steps; `step` counts the steps that are done.
 
         `extra` is JSON: controllers, running statistics of rank 0.
+
+        Raises Stopped, with a checkpoint of this step on the disk, when the stage is asked to stop.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
+        if self._rank.max(float(stopping.is_asked(self._folder.parent))):  # all ranks, or none
+            self.save(step, engines, extra)
+            self.wait()
+            raise stopping.stopped(f"with a checkpoint after step {step:,}")
         if step % self._settings.checkpoint_every:
             return False
         self.save(step, engines, extra)
@@ -150,7 +162,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints on the disk, oldest first."""
-        return [int(name.removeprefix("step-")) for name in reversed(self._newest_first())]
+        return [int(p.name.removeprefix("step-")) for p in checkpoint_folders(self._folder)]
 
     def _write(self, content: _Content) -> None:
         """In the thread: this rank's files, then together with the other ranks the manifest."""
@@ -193,7 +205,7 @@ class Checkpointer:
         return self._newest_first()
 
     def _newest_first(self) -> list[str]:
-        return sorted((p.name for p in self._folder.glob("step-*")), reverse=True)
+        return [path.name for path in reversed(checkpoint_folders(self._folder))]
 
     def _load(self, folder: Path, engines: Mapping[str, Engine]) -> Resumed:
         state = json.loads((folder / _STATE).read_text())
@@ -239,14 +251,19 @@ def _write_files(folder: Path, content: _Content, rank: Rank) -> dict[str, str]:
     return digests
 
 
-def _problem(folder: Path, rank: Rank) -> str:
-    """What is wrong with the files of a checkpoint that this rank checks, or ""."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The finished checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def fault_of_checkpoint(folder: Path, share: int = 0, num_shares: int = 1) -> str:
+    """What is wrong with the files of a checkpoint, or with one share of them, or ""."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         if manifest.get("format") != _FORMAT:
             return f"its format is {manifest.get('format')}, not {_FORMAT}"
         digests = manifest["files"]
-        names = sorted(digests)[rank.index :: rank.world_size]
+        names = sorted(digests)[share::num_shares]
         found = hash_all(names, lambda name: hash_file(folder / name))
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"

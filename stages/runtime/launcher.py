@@ -1,13 +1,9 @@
 """Run a stage in several processes: torchrun on this machine, deepspeed's launcher on many.
 
-The launcher lives in a process group of its own, writes to the attempt's log, and dies with the
-process that started it, even when that one is killed: the kernel then sends it SIGTERM, and it ends
-its ranks. Run as a program, this module is that arrangement's first half:
-
-    python -m stages.runtime.launcher PARENT_PID module [argument ...]
+The launcher runs under a supervisor (`stages.runtime.supervisor`), writes to the attempt's log, and
+leaves no rank behind, however the process that waits here ends.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -17,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_GRACE_SECONDS = 20.0
-"""Between asking the launcher to end its ranks and killing it; Prefect allows 30 s in all."""
-_PR_SET_PDEATHSIG = 1
+from stages.runtime.supervisor import GRACE_SECONDS, WORK_VARIABLE, end_all
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,12 @@ class Launch:
     """Threads of each process inside torch; all cores shared out evenly when None.
 
     A re-run on CPU is bitwise the same only with the same number: sums are split over threads."""
+    max_retries: int = 0
+    """Further attempts of a launched stage that crashed, each from the newest whole checkpoint."""
+    timeout_seconds: float | None = None
+    """How long one attempt may take."""
+    uses_gpus: bool = True
+    """Whether the stage takes cards, where there are any."""
 
     def __post_init__(self) -> None:
         if self.num_processes < 1 or (self.num_threads is not None and self.num_threads < 1):
@@ -50,26 +50,38 @@ class Launch:
         return self.num_processes == 1 and self.hostfile is None
 
 
-def run_launcher(module: str, arguments: Sequence[str], log: Path, launch: Launch) -> int:
+def run_launcher(
+    module: str, arguments: Sequence[str], log: Path, work: Path, launch: Launch
+) -> int:
     """Run `python -m module` on every rank and wait; all their output goes to the log.
 
-    Returns the exit status. Any exception here (Ctrl-C, a cancelled task) ends the ranks first.
+    Returns the exit status. Any exception here (Ctrl-C, a cancelled task, and TimeoutExpired after
+    the launch's timeout) ends the ranks first, and they write a checkpoint if they can.
+
+    Args:
+        module: what each rank runs.
+        arguments: of the module.
+        log: file that takes all output.
+        work: the stage's work folder, by which its processes are known.
+        launch: on how many processes.
     """
-    command = [sys.executable, "-m", __name__, str(os.getpid()), *launcher_command(module, launch)]
+    supervisor = [sys.executable, "-m", "stages.runtime.supervisor", str(os.getpid()), str(work)]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*command, *arguments],
+            [*supervisor, *launcher_command(module, launch), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(launch),
-            process_group=0,  # Ctrl-C reaches this process alone, which then ends the ranks
+            env=_environment(launch) | {WORK_VARIABLE: str(work)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the ranks
         )
         try:
-            return process.wait()
-        except BaseException:
-            _end(process)
-            raise
+            return process.wait(launch.timeout_seconds)
+        finally:
+            try:
+                _end(process)
+            finally:
+                end_all(work)  # a supervisor that was killed could not
 
 
 def launcher_command(module: str, launch: Launch) -> list[str]:
@@ -93,16 +105,13 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """TERM to the launcher's group, and KILL after a grace: ranks die with their launcher."""
-    for signal_number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, signal_number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
+    """Have the supervisor end the ranks; it is killed itself should it not answer."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def kill_in_log(log: Path) -> str:
@@ -124,17 +133,3 @@ def error_in_log(log: Path) -> str:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-20_000:]
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM to this process when its parent ends, for whatever reason."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before it was asked
-        sys.exit(128 + signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
-    os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])

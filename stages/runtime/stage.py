@@ -6,6 +6,7 @@ Three ways lead here and agree on what is done, because they ask the same store:
 
 import argparse
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -33,14 +34,11 @@ from stages.runtime import attempts
 from stages.runtime.attempts import StageFailed
 from stages.runtime.determinism import seed_everything
 from stages.runtime.distributed import Rank, leave_process_group, process_group, under_launcher
+from stages.runtime.gpus import reserved, visible_gpus
 from stages.runtime.heap import keep_freed_memory
-from stages.runtime.launcher import (
-    Launch,
-    die_with_parent,
-    error_in_log,
-    kill_in_log,
-    run_launcher,
-)
+from stages.runtime.launched import run_attempts, time_limit
+from stages.runtime.launcher import Launch
+from stages.runtime.supervisor import die_with_parent, wait_for_end
 from stages.runtime.workdir import WorkDir
 
 __all__ = [
@@ -141,22 +139,32 @@ def _run(
     key = stage_key(stage.name, stage.version, config)
     if launch.inline or under_launcher():
         with _threads(launch.num_threads):
-            return _run_here(stage, config, store, key, force, process_group())
+            return _run_here(stage, config, store, key, force, process_group(), launch)
     return _run_launched(stage, config, store, key, force, launch)
 
 
 def _run_here(
-    stage: _Stage, config: StageConfig, store: Store, key: str, force: bool, rank: Rank
+    stage: _Stage,
+    config: StageConfig,
+    store: Store,
+    key: str,
+    force: bool,
+    rank: Rank,
+    launch: Launch,
 ) -> StageResult:
     """In this process, alone or as one of the ranks that a user's launcher started."""
+    gpus = visible_gpus()[rank.local_index :][:1] if launch.uses_gpus else []
     with store.lock(key) if rank.is_main else contextlib.nullcontext():
         found = rank.broadcast_object(_found(stage, store, key, force) if rank.is_main else None)
         if found is not None:
             return StageResult(found, True)
+        if rank.is_main:
+            wait_for_end(store.work(key))
         made = attempts.new_attempt(store, key, config, force) if rank.is_main else None
         attempt = rank.broadcast_object(made)
         assert attempt is not None
-        return StageResult(_attempt(stage, config, store, key, attempt, rank), False)
+        with reserved(gpus), time_limit(stage.name, launch):
+            return StageResult(_attempt(stage, config, store, key, attempt, rank), False)
 
 
 def _run_launched(
@@ -169,16 +177,10 @@ def _run_launched(
         found = _found(stage, store, key, force)
         if found is not None:
             return StageResult(found, True)
-        attempt = attempts.new_attempt(store, key, config, force)
-        log = attempt / attempts.LOG_FILE
-        arguments = [
-            *("--config", str(attempt / attempts.CONFIG_FILE), "--home", store.home),
-            *("--attempt", str(attempt), "--num-threads", str(launch.threads_of_a_rank)),
-        ]
-        status = run_launcher(stage.module, arguments, log, launch)
-        manifest = store.manifest(key) if status == 0 else None
-        if manifest is None or manifest.attempt != attempt_number(attempt):
-            raise _failure(stage, attempt, log)
+        wait_for_end(store.work(key))  # of ranks whose parent was killed
+        with reserved(visible_gpus()[: launch.num_processes] if launch.uses_gpus else []):
+            new_attempt = functools.partial(attempts.new_attempt, store, key, config, force)
+            manifest = run_attempts(stage.name, stage.module, new_attempt, store, key, launch)
         return StageResult(manifest, False)
 
 
@@ -186,19 +188,6 @@ def _found(stage: _Stage, store: Store, key: str, force: bool) -> Manifest | Non
     manifest, reason = (None, "forced") if force else store.check(key)
     LOG.info("%s %s: %s", stage.name, key[:12], reason)
     return manifest
-
-
-def _failure(stage: _Stage, attempt: Path, log: Path) -> UserError:
-    """A rank's own UserError as it was, or the cause and where to read more."""
-    attempts.clear_outputs(attempt)
-    failure = attempts.first_failure(attempt)
-    if failure is not None and failure.remedy:
-        return UserError(failure.problem, failure.remedy)
-    # Ranks that live on when one is killed complain of a lost connection: not the cause.
-    cause = kill_in_log(log)
-    if not cause:
-        cause = f"rank {failure.rank}: {failure.problem}" if failure else error_in_log(log)
-    return StageFailed(f"Stage {stage.name} failed: {cause}", f"The whole log is {log}")
 
 
 def _attempt(

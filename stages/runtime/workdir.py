@@ -13,6 +13,7 @@ from data_contracts.errors import UserError
 from data_contracts.parquet import read_table
 from data_contracts.store import Store
 from data_contracts.tables import CONTRACTS
+from stages.runtime import stopping
 from stages.runtime.distributed import Rank
 
 METRICS_FILE = "metrics.jsonl"
@@ -71,7 +72,11 @@ class WorkDir:
             file.write(line + "\n")
 
     def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
-        """Say how far the stage is: progress.json is replaced at most five times a second."""
+        """Say how far the stage is: progress.json is replaced at most five times a second.
+
+        Raises Stopped on rank 0 when the stage is asked to stop where it has no checkpoint to write
+        (an open Checkpointer does that); a launcher then ends the other ranks.
+        """
         now = time.monotonic()
         if not self.rank.is_main or (done < total and now - self._progress_at < _PROGRESS_SECONDS):
             return
@@ -80,6 +85,9 @@ class WorkDir:
         temporary = self.attempt / f".{PROGRESS_FILE}.tmp"
         temporary.write_text(json.dumps(content), encoding="utf-8")
         os.replace(temporary, self.attempt / PROGRESS_FILE)
+        folder = self.attempt.parent
+        if stopping.is_asked(folder) and not stopping.can_stop(folder):
+            raise stopping.stopped(f"at {unit} {done:,} of {total:,}")
 
 
 def read_metrics(store: Store, key: str) -> list[dict[str, Any]]:

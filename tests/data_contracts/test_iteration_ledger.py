@@ -95,3 +95,47 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
 
 def test_iteration_names():
     assert [iteration_name(version) for version in (0, 1, 12)] == ["base", "v1", "v12"]
+
+
+def test_a_rollback_stands_for_the_key_it_replaced(store, tmp_path):
+    ledger = Ledger(store)
+    for key in KEYS[:2]:
+        commit(store, tmp_path, key, key)
+        ledger.set_head(1, "sft", key)
+    first = ledger.history(1, "sft")[0]
+    ledger.roll_back(1, "sft", first)
+    assert (ledger.head(1, "sft"), len(ledger.history(1, "sft"))) == (KEYS[0], 3)
+    assert ledger.standing_key(1, "sft", KEYS[1]) == KEYS[0]
+    assert ledger.standing_key(1, "sft", KEYS[2]) == KEYS[2]  # other settings
+    assert ledger.standing_key(2, "sft", KEYS[1]) == KEYS[1]  # another version
+    ledger.set_head(1, "sft", KEYS[1])
+    assert ledger.standing_key(1, "sft", KEYS[1]) == KEYS[1]
+
+
+def test_a_rollback_brings_back_outputs_that_another_run_of_the_key_replaced(store, tmp_path):
+    ledger = Ledger(store)
+    refs = []
+    for text in ("one", "two"):
+        refs.append(commit(store, tmp_path, KEYS[0], text))
+        for version in (1, 2):
+            ledger.set_head(version, "sft", KEYS[0])
+    assert next(iter(store.superseded().values())).outputs == {"model": refs[0]}
+    ledger.roll_back(1, "sft", ledger.history(1, "sft")[0])
+    assert store.recorded(KEYS[0]).outputs == {"model": refs[0]}
+    for version in (1, 2):  # one key, one result, wherever it stands
+        assert ledger.history(version, "sft")[-1].outputs == {"model": refs[0]}
+    assert store.recorded_with(KEYS[0], {"model": refs[1]}).outputs == {"model": refs[1]}
+
+
+def test_what_is_removed_is_gone_and_the_rest_stays(store, tmp_path):
+    kept, unwanted = (commit(store, tmp_path, key, key) for key in KEYS[:2])
+    assert store.usage(f"objects/{unwanted.digest}").num_bytes == 64
+    assert store.usage(f"objects/{unwanted.digest}.json").modified_at > 1e9
+    assert store.usage("objects/none") == (0, 0)
+    for name in (f"manifests/{KEYS[1]}.json", f"objects/{unwanted.digest}.json"):
+        store.remove(name)
+    store.remove(f"objects/{unwanted.digest}")
+    store.remove(f"objects/{unwanted.digest}")
+    assert store.finished_keys() == KEYS[:1]
+    assert store.objects() == [kept.digest]
+    assert (store.holds(kept), store.holds(unwanted)) == (True, False)

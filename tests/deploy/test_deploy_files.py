@@ -114,7 +114,7 @@ def test_every_setting_is_one_that_prefect_or_mlflow_reads():
     from prefect.settings.legacy import _get_valid_setting_names
 
     known = _get_valid_setting_names(Settings) | set(vars(environment_variables))
-    text = "".join(path.read_text() for path in DEPLOY.iterdir())
+    text = "".join(path.read_text() for path in DEPLOY.rglob("*") if path.is_file())
     used = set(re.findall(r"\b(?:PREFECT|MLFLOW)_[A-Z_]+\b", text))
     assert used - {"PREFECT_AUTH"} <= known  # that one is the compose file's own
 

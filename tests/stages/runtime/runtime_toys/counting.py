@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
+from data_contracts.store import attempt_number
 from runtime_toys.models import build, train_step
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.settings import CheckpointSettings
@@ -26,12 +28,21 @@ class Config(StageConfig):
     failure: str = Field("", json_schema_extra={"in_key": False})
     fail_at: int = Field(-1, json_schema_extra={"in_key": False})
     fail_rank: int = Field(0, json_schema_extra={"in_key": False})
+    num_failures: int = Field(99, json_schema_extra={"in_key": False})
+    """How many attempts fail."""
+    pause: float = Field(0.0, json_schema_extra={"in_key": False})
+    """Seconds that a step takes longer."""
+    num_signs: int = Field(0, json_schema_extra={"in_key": False})
+    """Signs of progress before the training, a twentieth of a second each."""
 
 
 def run(config: Config, work: WorkDir) -> StageOutput:
     (work.output("partial") / "half").write_text("written before the failure")
     if config.fail_at == 0:
         fail(config, work)
+    for sign in range(config.num_signs):
+        time.sleep(0.05)
+        work.progress(sign, config.num_signs, "sign")
     engine = build(work.rank, config.zero_stage, seed=config.seed)
     settings = CheckpointSettings(checkpoint_every=2)
     with Checkpointer(work.checkpoints, work.rank, settings) as checkpointer:
@@ -41,6 +52,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             if step == config.fail_at:
                 checkpointer.wait()  # so that a test knows which checkpoint a kill leaves
                 fail(config, work)
+            time.sleep(config.pause)
             loss = train_step(engine, work.rank, step, [12 // work.rank.world_size])
             noise += torch.rand(()).item()
             work.track(step, {"train/loss": loss, **engine.last_step.as_metrics("train")})
@@ -54,7 +66,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
 
 def fail(config: Config, work: WorkDir) -> None:
-    if work.rank.index != config.fail_rank:
+    if work.rank.index != config.fail_rank or attempt_number(work.attempt) > config.num_failures:
         return
     if config.failure == "user":
         raise UserError("The prompts are in Klingon", "Translate them")

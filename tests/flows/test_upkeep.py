@@ -1,0 +1,379 @@
+"""History, rollback, fsck and gc of a home that fake stages have filled."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_stages import walk_all
+from typer.testing import CliRunner, Result
+
+from data_contracts.ledger import Ledger
+from data_contracts.store import Store
+from flows.cli import app
+from flows.occupied import claim
+from flows.planner import plan
+from flows.recipe import Recipe, load_recipe
+from flows.runner import Walk
+
+NewWalk = Callable[..., Walk]
+SMALL = ["num_versions=1"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def rlhf(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--home", str(home)], env={"COLUMNS": "300"})
+
+
+def run(new_walk: NewWalk, *settings: str) -> Recipe:
+    """Run the demo's first version with these settings, which the home then remembers."""
+    recipe = load_recipe("demo", [*SMALL, *settings])
+    walk = new_walk(recipe)
+    claim(walk.where, recipe)
+    walk_all(walk)
+    return recipe
+
+
+def head(home: Path, node: str, version: int = 1) -> tuple[str, str]:
+    """Key and digest of the model of a head."""
+    entry = Ledger(Store.open(home)).history(version, node)[-1]
+    return entry.key, entry.outputs["model"].digest
+
+
+def to_run(recipe: Recipe, home: Path) -> dict[str, str]:
+    store = Store.open(home)
+    steps = plan(recipe, store, Ledger(store))
+    return {str(s.node.id): s.reason for s in steps if s.action == "run"}
+
+
+def reason_of(recipe: Recipe, home: Path, node: str) -> str:
+    store = Store.open(home)
+    return next(s.reason for s in plan(recipe, store, Ledger(store)) if str(s.node.id) == node)
+
+
+NODE = "v1/reward_model-safety"
+
+
+def two_results(new_walk: NewWalk, home: Path) -> tuple[Recipe, tuple[str, str], tuple[str, str]]:
+    """The safety reward model with one epoch and then with three: both heads, the newer last."""
+    run(new_walk)
+    first = head(home, "reward_model-safety")
+    recipe = run(new_walk, "safety_rm.num_epochs=7")
+    return recipe, first, head(home, "reward_model-safety")
+
+
+def test_history_lists_heads_with_digests_and_times(new_walk: NewWalk, home: Path) -> None:
+    _, first, second = two_results(new_walk, home)
+    result = rlhf(home, "history", "--version", "1", "--stage", "reward_model", "--json")
+    rows = json.loads(result.stdout)
+    found = [r for r in rows if r["node"] == "reward_model-safety"]
+    assert [(r["key"], r["outputs"]["model"]) for r in found] == [first, second]
+    assert [r["is_head"] for r in found] == [False, True]
+    assert {r["node"] for r in rows} == {"reward_model-safety", "reward_model-helpfulness"}
+    shown = rlhf(home, "history").stdout
+    assert first[1][:12] in shown
+    assert found[0]["at"].split("+")[0] in shown
+    assert "base" in shown
+
+
+def test_rollback_stands_until_settings_change_and_what_is_downstream_follows(
+    new_walk: NewWalk, home: Path
+) -> None:
+    recipe, first, second = two_results(new_walk, home)
+    assert not to_run(recipe, home)
+
+    result = rlhf(
+        home, *["rollback", "--version", "1", "--stage", "reward_model", "--to"], first[1][:10]
+    )
+    assert result.exit_code == 0, result.output
+    assert f"stale: v1/rejection_sampling, since {NODE}:model is another one now" in result.output
+    assert head(home, "reward_model-safety") == first
+    # the first run's rejection sampling had these very inputs: everything is there already
+    assert not to_run(recipe, home)
+    assert reason_of(recipe, home, NODE) == f"rolled back to {first[0][:12]}"
+    walk_all(new_walk(recipe))
+    assert head(home, "reward_model-safety") == first
+    entries = Ledger(Store.open(home)).history(1, "reward_model-safety")
+    assert [e.key for e in entries] == [first[0], second[0], first[0]]  # only grows
+
+    # other settings downstream are planned on the model that was gone back to
+    other = load_recipe("demo", [*SMALL, "safety_rm.num_epochs=7", "evaluate.max_new_tokens=9"])
+    assert list(to_run(other, home)) == ["v1/evaluate"]
+    # new settings of the stage itself end it
+    changed = load_recipe("demo", [*SMALL, "safety_rm.num_epochs=8"])
+    assert "safety_rm" in to_run(changed, home)[NODE] or "num_epochs" in to_run(changed, home)[NODE]
+
+    # and so does going forward again, or force
+    assert (
+        rlhf(
+            home,
+            *["rollback", "--version", "1", "--stage", "reward_model-safety", "--to"],
+            second[0],
+        ).exit_code
+        == 0
+    )
+    assert reason_of(recipe, home, NODE) == "same settings and inputs, files verified"
+    assert head(home, "reward_model-safety") == second
+
+
+def test_force_ends_a_rollback(new_walk: NewWalk, home: Path) -> None:
+    recipe, first, second = two_results(new_walk, home)
+    rlhf(home, *["rollback", "--version", "1", "--stage", "reward_model", "--to"], first[1])
+    store = Store.open(home)
+    forced = {str(s.node.id): s for s in plan(recipe, store, Ledger(store), [NODE])}
+    assert (forced[NODE].action, forced[NODE].key) == ("run", second[0])
+    result = rlhf(
+        home, *["stage", "reward_model", "--domain", "safety", "--version", "1", "--force"]
+    )
+    assert result.exit_code == 0, result.output
+    assert head(home, "reward_model-safety") == second
+
+
+def test_rollback_to_other_outputs_of_the_same_key(new_walk: NewWalk, home: Path) -> None:
+    """On a GPU, or after a change of the code, a forced run has its key and other digests."""
+    recipe = run(new_walk)
+    key, digest = head(home, "sft", 0)
+    store = Store.open(home)
+    manifest = store.recorded(key)
+    assert manifest is not None
+    folder = home / "work" / "other"
+    shutil.copytree(store.local(manifest.outputs["model"]), folder)
+    (folder / "content.json").write_text("other weights")
+    other = store.publish(folder, "checkpoint")
+    store.commit(manifest.model_copy(update={"outputs": {"model": other}, "attempt": 2}))
+    Ledger(store).set_head(0, "sft", key)
+    walk_all(new_walk(recipe))
+    assert head(home, "sft", 0) == (key, other.digest)
+
+    result = rlhf(home, *["rollback", "--version", "0", "--stage", "sft", "--to"], digest)
+    assert result.exit_code == 0, result.output
+    again = Store.open(home).recorded(key)
+    assert again == manifest
+    assert head(home, "sft", 0) == (key, digest)
+    assert not to_run(recipe, home)  # what stood on the first outputs is there
+    walk_all(new_walk(recipe))
+    assert rlhf(home, "fsck").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("to", "stage", "message"),
+    [
+        ("0000", "sft", "No run of sft of base has the digest 0000"),
+        ("xyz", "sft", "'xyz' is no digest"),
+        ("0000", "spt", "spt of base has no history"),
+    ],
+    ids=["unknown", "not-hex", "no-stage"],
+)
+def test_a_rollback_that_means_nothing_is_refused(
+    new_walk: NewWalk, home: Path, to: str, stage: str, message: str
+) -> None:
+    run(new_walk, "num_versions=0")
+    result = rlhf(home, "rollback", "--version", "0", "--stage", stage, "--to", to)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_rollback_to_files_that_are_gone_is_refused(new_walk: NewWalk, home: Path) -> None:
+    _, first, second = two_results(new_walk, home)
+    shutil.rmtree(home / "objects" / first[1])
+    command = *["rollback", "--version", "1", "--stage", "reward_model", "--to"], first[1]
+    result = rlhf(home, *command)
+    assert result.exit_code == 2
+    assert "is missing. Choose another entry of `rlhf history`" in result.stderr
+    assert head(home, "reward_model-safety") == second
+    assert "stands on" in rlhf(home, *command[:-1], second[1]).stderr
+
+
+def corrupt(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_text("{")
+
+
+def test_fsck_names_every_file_and_its_remedy(new_walk: NewWalk, home: Path) -> None:
+    run(new_walk)
+    clean = rlhf(home, "fsck")
+    assert (clean.exit_code, "no findings" in clean.stdout) == (0, True), clean.output
+
+    store = Store.open(home)
+    key, digest = head(home, "sft", 0)
+    corrupt(home / "objects" / digest / "content.json")
+    lost, _ = head(home, "pretrain", 0)
+    (home / "manifests" / f"{lost}.json").unlink()
+    corrupt(home / "manifests" / f"{key}.json")
+    corrupt(home / "iterations/v1/evaluate.json")
+    corrupt(home / "recipe.json")
+    store.write("pins/v1.json", b"{")
+    checkpoint = store.work(key) / "checkpoints" / "step-00000004"
+    checkpoint.mkdir()
+    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "manifest.json").write_text(
+        json.dumps({"format": "fragments-1", "files": {"state.json": "0" * 64}})
+    )
+    result = rlhf(home, "fsck", "--json")
+    assert result.exit_code == 1
+    findings = {f["file"]: f for f in json.loads(result.stdout)["findings"]}
+    assert findings.keys() == {
+        f"objects/{digest}",
+        "iterations/base/pretrain.json",
+        "iterations/base/sft.json",
+        f"manifests/{key}.json",
+        "iterations/v1/evaluate.json",
+        "recipe.json",
+        "pins/v1.json",
+        f"work/{key}/checkpoints/step-00000004",
+    }
+    assert findings[f"objects/{digest}"]["remedy"] == "Make it again: rlhf stage sft --version 0"
+    assert "content.json has changed" in findings[f"objects/{digest}"]["problem"]
+    assert all(f["remedy"] for f in findings.values())
+    assert f"objects/{digest}: it is corrupt" in rlhf(home, "fsck").stdout
+
+
+def test_the_remedies_of_fsck_mend_the_home(new_walk: NewWalk, home: Path) -> None:
+    run(new_walk, "num_versions=0")
+    key, digest = head(home, "sft", 0)
+    corrupt(home / "objects" / digest / "content.json")
+    (home / "manifests" / f"{head(home, 'pretrain', 0)[0]}.json").unlink()
+    assert rlhf(home, "fsck").exit_code == 1
+    for node in ("pretrain", "sft"):
+        made = rlhf(home, "stage", node, "--version", "0")
+        assert made.exit_code == 0, made.output
+    assert rlhf(home, "fsck").exit_code == 0
+    assert head(home, "sft", 0) == (key, digest)
+
+
+def age(home: Path, days: float) -> None:
+    then = time.time() - days * 86_400
+    for path in home.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_gc_keeps_history_and_inputs_and_removes_the_rest(new_walk: NewWalk, home: Path) -> None:
+    recipe, first, _ = two_results(new_walk, home)
+    store = Store.open(home)
+    whole = set(store.objects())
+    key, _ = head(home, "sft", 0)
+    old_attempt = store.attempts(key)[0]
+    store.new_attempt(key)
+    (old_attempt / "log.txt").write_text("long")
+    stray = home / "stray"
+    stray.mkdir()
+    (stray / "a").write_text("result of nobody")
+    unreferenced = store.publish(stray, "files").digest
+    given_up = "f" * 64
+    (store.work(given_up) / "checkpoints" / "step-00000002").mkdir()
+    (store.work(given_up) / "checkpoints" / "step-00000002" / "state.json").write_text("{}")
+    by_hand = "e" * 64
+    manifest = store.recorded(key)
+    assert manifest is not None
+    store.commit(manifest.model_copy(update={"key": by_hand}))
+
+    assert "would free 0.0 MB" in rlhf(home, "gc", "--dry-run").stdout  # all of it is young
+    age(home, 8)
+    dry = rlhf(home, "gc", "--dry-run").stdout
+    assert unreferenced in store.objects()
+    result = rlhf(home, "gc")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[:-1] == dry.splitlines()[:-1]
+    assert f"work/{given_up}  0.0 MB  no version stands on it" in result.stdout
+    assert not (home / "work" / given_up).exists()
+    assert not (home / "manifests" / f"{by_hand}.json").exists()
+    assert set(Store.open(home).objects()) == whole
+    assert sorted(p.name for p in old_attempt.iterdir()) == ["metrics.jsonl"]
+    assert [p.name for p in store.attempts(key)] == ["attempt-1", "attempt-2"]
+    assert "freed 0.0 MB" in rlhf(home, "gc").stdout.splitlines()[0]
+    # nothing that a run, or going back, needs is gone
+    assert not to_run(recipe, home)
+    assert rlhf(home, "fsck").exit_code == 0
+    assert not rlhf(
+        home, *["rollback", "--version", "1", "--stage", "reward_model", "--to"], first[0]
+    ).exit_code
+
+
+def test_gc_keeps_what_the_next_run_resumes_from(new_walk: NewWalk, home: Path) -> None:
+    recipe = run(new_walk, "num_versions=0")
+    changed = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"num_epochs": 9})})
+    claim(new_walk(changed).where, changed)
+    store = Store.open(home)
+    (key,) = [s.key for s in plan(changed, store, Ledger(store)) if s.action == "run"]
+    assert key is not None
+    attempt = store.new_attempt(key)
+    (attempt.parent / "checkpoints" / "step-00000002").write_text("weights")
+    age(home, 100)
+    assert rlhf(home, "gc").exit_code == 0
+    assert (attempt.parent / "checkpoints" / "step-00000002").exists()
+
+
+def test_gc_keeps_registered_models(new_walk: NewWalk, home: Path) -> None:
+    recipe = load_recipe("demo", SMALL)
+    walk = new_walk(recipe, tracked=True)
+    claim(walk.where, recipe)
+    with walk.tracker:
+        walk_all(walk)
+    assert not walk.tracker.broken
+    registered = head(home, "rejection_sampling")[1]
+    shutil.rmtree(home / "iterations" / "v1")  # the ledger forgets it, MLflow does not
+    age(home, 8)
+    before = set(Store.open(home).objects())
+    assert rlhf(home, "gc").exit_code == 0
+    after = set(Store.open(home).objects())
+    assert registered in after
+    assert after < before
+
+
+def test_gc_asks_mlflow_or_removes_nothing(
+    new_walk: NewWalk, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(new_walk, "num_versions=0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = rlhf(home, "gc", "--older-than", "0")
+    assert result.exit_code == 2
+    assert "a registered model's files must not be removed" in result.stderr
+
+
+HOLDER = """
+import sys, time
+from data_contracts.store import Store
+with Store.open(sys.argv[1]).lock(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("lock", ["runs", "f" * 64], ids=["run", "stage-by-hand"])
+def test_upkeep_refuses_beside_a_live_process_with_its_pid(home: Path, lock: str) -> None:
+    Store.open(home)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(home), lock], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for command in (
+            ["gc"],
+            ["fsck"],
+            ["rollback", "--version", "1", "--stage", "ppo", "--to", "0000"],
+        ):
+            result = rlhf(home, *command)
+            assert result.exit_code == 2
+            assert f"process {holder.pid} on" in result.stderr.lower()
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_upkeep_of_no_home_makes_none(home: Path) -> None:
+    for command in (["gc"], ["fsck"], ["history"]):
+        result = rlhf(home, *command)
+        assert result.exit_code == 2
+        assert "There is no home at" in result.stderr
+    assert not home.exists()
