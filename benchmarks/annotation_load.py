@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -37,9 +38,7 @@ from annotation.storage.schema import Entry, Role, SlotPurpose
 from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
-PORT = 8499
 MUST_BE_NONE = ("items_given_to_two", "acknowledged_and_lost", "items_labelled_twice")
-URL = f"http://127.0.0.1:{PORT}"
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
         killer = threading.Thread(target=server.kill_every, args=(options.kill_every, stop))
         killer.start()
         try:
-            tallies = _work(tokens, options.seconds, options.think)
+            tallies = _work(server.url, tokens, options.seconds, options.think)
         finally:
             stop.set()
             killer.join()
@@ -103,10 +102,10 @@ def _comparison(number: int) -> dict:
     }
 
 
-def _work(tokens: list[str], seconds: float, think: float) -> list[Tally]:
+def _work(url: str, tokens: list[str], seconds: float, think: float) -> list[Tally]:
     """Everybody logs in; then all work until the time is over."""
     people = [
-        SimulatedAnnotator(URL, token, number, AnnotatorSettings(), seed=0)
+        SimulatedAnnotator(url, token, number, AnnotatorSettings(), seed=0)
         for number, token in enumerate(tokens)
     ]
     for person in people:
@@ -129,9 +128,13 @@ def _work(tokens: list[str], seconds: float, think: float) -> list[Tally]:
 class _Server:
     """`rlhf annotations serve`, which can be killed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, database_url: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "flows.cli", "annotations", "serve"]
-        self._command += ["--port", str(PORT), "--database", url]
+        self._command += ["--port", str(port), "--database", database_url]
         self._start()
 
     def kill_every(self, seconds: float, stop: threading.Event) -> None:
@@ -149,7 +152,7 @@ class _Server:
         self._process = subprocess.Popen(self._command, env=dict(os.environ))
         while True:
             try:
-                httpx.get(f"{URL}/healthz", trust_env=False)
+                httpx.get(f"{self.url}/healthz", trust_env=False)
                 return
             except httpx.TransportError:
                 time.sleep(0.1)
