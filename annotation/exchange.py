@@ -123,13 +123,15 @@ def import_records(
         for label in record.labels:
             submission_id = _submission_id(record, label)
             if submission_id not in known:
-                _add_label(session, item, label, submission_id)
+                _add_label(session, item, label, submission_id, now)
                 num_labels += 1
     return num_items, num_labels
 
 
-def _add_label(session: Session, item: Item, label: RecordedLabel, submission_id: str) -> None:
-    user = _annotator(session, label.annotator, label.created_at)
+def _add_label(
+    session: Session, item: Item, label: RecordedLabel, submission_id: str, now: datetime
+) -> None:
+    user = _annotator(session, label.annotator, now)
     slot = _slot_for(session, item, user)
     session.add(
         Entry(
@@ -143,7 +145,7 @@ def _add_label(session: Session, item: Item, label: RecordedLabel, submission_id
             rating=label.rating,
             safety_label=label.safety_label,
             edited_response=label.edited_response and without_nul(label.edited_response),
-            created_at=label.created_at,
+            created_at=label.created_at or now,
         )
     )
 

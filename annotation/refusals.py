@@ -29,3 +29,9 @@ class TooManyAttemptsError(RefusedError):
     def __init__(self, problem: str, remedy: str, retry_after_seconds: int = 60) -> None:
         super().__init__(problem, remedy)
         self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(RefusedError):
+    """The database cannot be reached or written now; the same request may go through later."""
+
+    status = 503

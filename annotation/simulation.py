@@ -33,6 +33,8 @@ class Tally:
     slots: list[int] = field(default_factory=list)
     """Slots that were labelled, in the same order."""
     num_skipped: int = 0
+    num_taken: int = 0
+    """Answers that came too late: somebody else had the item by then."""
     num_retries: int = 0
     """Requests that were sent again because the service did not answer."""
     seconds: list[float] = field(default_factory=list)
@@ -112,7 +114,8 @@ class SimulatedAnnotator:
         verb = "label" if "choice" in form else "pass"
         started = time.monotonic()
         reply = self._send("POST", f"/slots/{page.slot_id}/{verb}", form)
-        if reply.status_code == 409:  # somebody else has it by now
+        if reply.status_code == 409:
+            self._tally.num_taken += 1
             return self._open(f"/tasks/{domain}")
         if reply.status_code != 200:
             raise UserError(

@@ -124,14 +124,12 @@ def _ratings(by_item: Mapping[int, Mapping[str, int]]) -> list[list[int]]:
 
 
 def _pairs(by_item: Mapping[int, Mapping[str, int]]) -> list[tuple[str, str, Agreement]]:
-    annotators = sorted({name for ratings in by_item.values() for name in ratings})
-    found = []
-    for first, second in combinations(annotators, 2):
-        shared = [[r[first], r[second]] for r in by_item.values() if first in r and second in r]
-        value = gwet(shared, 2)
-        if value is not None:
-            found.append((first, second, value))
-    return found
+    shared: dict[tuple[str, str], list[list[int]]] = defaultdict(list)
+    for ratings in by_item.values():
+        for first, second in combinations(sorted(ratings), 2):
+            shared[first, second].append([ratings[first], ratings[second]])
+    found = [(*pair, gwet(shared[pair], 2)) for pair in sorted(shared)]
+    return [(first, second, value) for first, second, value in found if value is not None]
 
 
 def disagreements(labels: Sequence[Judgement]) -> dict[int, list[Judgement]]:
@@ -230,13 +228,13 @@ def table_6(
 
     Without a tokenizer's own count, a token is a word.
     """
-    groups: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
+    groups: dict[Any, list[tuple[int, int, float]]] = defaultdict(list)
     for row in rows:
         turns = sum(message["role"] == "user" for message in row["messages"])
         prompt = sum(count_tokens(message["content"]) for message in row["messages"])
         response = (count_tokens(row["chosen"]) + count_tokens(row["rejected"])) / 2
-        groups[str(row[by])].append((turns, prompt, response))
-    table = [_table_6_row(name, group) for name, group in sorted(groups.items())]
+        groups[row[by]].append((turns, prompt, response))
+    table = [_table_6_row(str(key), groups[key]) for key in sorted(groups)]
     everything = [figures for group in groups.values() for figures in group]
     return [*table, _table_6_row("total", everything)] if everything else []
 

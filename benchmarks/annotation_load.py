@@ -6,7 +6,8 @@
 
 Fifty simulated annotators use the real server over HTTP, each thinking for a while between labels.
 Prints one JSON object: labels, errors, p50 and p95 of a submission (the label on the disk and the
-next item back), and whether every acknowledged label is there exactly once.
+next item back), and whether every acknowledged label is there exactly once. Exits with 1 when a
+label was lost, or an item given to two people.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,8 +38,7 @@ from annotation.storage.schema import Entry, Role, SlotPurpose
 from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
-PORT = 8499
-URL = f"http://127.0.0.1:{PORT}"
+MUST_BE_NONE = ("items_given_to_two", "acknowledged_and_lost", "items_labelled_twice")
 
 
 def main() -> None:
@@ -52,13 +53,16 @@ def main() -> None:
         killer = threading.Thread(target=server.kill_every, args=(options.kill_every, stop))
         killer.start()
         try:
-            tallies = _work(tokens, options.seconds, options.think)
+            tallies = _work(server.url, tokens, options.seconds, options.think)
         finally:
             stop.set()
             killer.join()
             server.stop()
-        print(json.dumps(_findings(database, tallies), indent=2))
+        findings = _findings(database, tallies)
         database.close()
+    print(json.dumps(findings, indent=2))
+    if any(findings[name] for name in MUST_BE_NONE):
+        raise SystemExit(1)
 
 
 def _options() -> argparse.Namespace:
@@ -98,10 +102,10 @@ def _comparison(number: int) -> dict:
     }
 
 
-def _work(tokens: list[str], seconds: float, think: float) -> list[Tally]:
+def _work(url: str, tokens: list[str], seconds: float, think: float) -> list[Tally]:
     """Everybody logs in; then all work until the time is over."""
     people = [
-        SimulatedAnnotator(URL, token, number, AnnotatorSettings(), seed=0)
+        SimulatedAnnotator(url, token, number, AnnotatorSettings(), seed=0)
         for number, token in enumerate(tokens)
     ]
     for person in people:
@@ -124,9 +128,13 @@ def _work(tokens: list[str], seconds: float, think: float) -> list[Tally]:
 class _Server:
     """`rlhf annotations serve`, which can be killed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, database_url: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "flows.cli", "annotations", "serve"]
-        self._command += ["--port", str(PORT), "--database", url]
+        self._command += ["--port", str(port), "--database", database_url]
         self._start()
 
     def kill_every(self, seconds: float, stop: threading.Event) -> None:
@@ -144,7 +152,7 @@ class _Server:
         self._process = subprocess.Popen(self._command, env=dict(os.environ))
         while True:
             try:
-                httpx.get(f"{URL}/healthz", trust_env=False)
+                httpx.get(f"{self.url}/healthz", trust_env=False)
                 return
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -161,6 +169,7 @@ def _findings(database: Database, tallies: list[Tally]) -> dict:
         "annotators_who_finished": len(tallies),
         "labels": len(seconds),
         "requests_sent_again": sum(tally.num_retries for tally in tallies),
+        "items_given_to_two": sum(tally.num_taken for tally in tallies),
         "p50_ms": round(1000 * statistics.median(seconds), 1),
         "p95_ms": round(1000 * seconds[int(0.95 * len(seconds))], 1),
         "acknowledged_and_lost": len(acknowledged - set(kept)),

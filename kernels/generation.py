@@ -27,6 +27,9 @@ DROP_BELOW_CUDA = 0.5
 """On a GPU a step takes hardly longer with twice the rows, and another number of rows is recorded
 anew."""
 
+SMALLEST_TEMPERATURE = 1e-3
+"""Logits divided by less leave fp32's range, and what is drawn is greedy long before."""
+
 _LARGEST_UNIFORM = 1 - 2**-22
 """Times any fp32 sum this is still less than the sum, so no draw falls beyond the last token."""
 
@@ -37,15 +40,16 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float = 1.0
-    """0 takes the likeliest token each time."""
+    """0 takes the likeliest token each time; else at least `SMALLEST_TEMPERATURE`."""
     top_p: float = 1.0
     """Draw only from the likeliest tokens that together reach this probability."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        has_temperature = self.temperature == 0 or self.temperature >= SMALLEST_TEMPERATURE
+        if self.max_new_tokens < 1 or not has_temperature or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"{self} is out of range. Give max_new_tokens of at least 1, a temperature of at "
-                "least 0 and a top_p above 0 and at most 1."
+                f"{self} is out of range. Give max_new_tokens of at least 1, a temperature of 0 or "
+                f"of at least {SMALLEST_TEMPERATURE} and a top_p above 0 and at most 1."
             )
 
 
@@ -193,6 +197,7 @@ def draw(
     if sampling.top_p < 1:
         likeliest, index = probabilities.sort(dim=-1, descending=True, stable=True)
         is_beyond = likeliest.cumsum(dim=-1) - likeliest >= sampling.top_p
+        is_beyond[:, 0] = False  # a top_p that is 0 in the logits' precision leaves the likeliest
         tokens = _pick(index, _invert(likeliest.masked_fill(is_beyond, 0), uniforms))
     else:
         tokens = _invert(probabilities, uniforms)

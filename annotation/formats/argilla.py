@@ -2,9 +2,13 @@
 
 Fields are the texts that an annotator sees, everything else stands in the metadata. Questions:
 `pick` (a, b), `rating`, `safety_label` (label questions) and `edited_response` (text question).
+
+Argilla knows people by UUID alone: each pseudonym has one of its own, the same in every file, and
+the metadata says whose it is.
 """
 
 import json
+import uuid
 from collections import defaultdict
 from typing import Any
 
@@ -12,6 +16,8 @@ from annotation.formats.records import Record, prompt_text
 
 _FIELDS = ("response_a", "response_b")
 _QUESTIONS = ("pick", "rating", "safety_label", "edited_response")
+_PEOPLE = uuid.UUID("6f0c1a52-5a9b-4f0e-9d0e-2b6f3a7f4c11")
+"""Name space of the UUIDs that stand for pseudonyms."""
 
 
 def to_records(records: list[Record]) -> str:
@@ -29,9 +35,9 @@ def _argilla(record: Record) -> dict[str, Any]:
     fields = {"prompt": prompt_text(record), **{name: columns.pop(name) for name in _FIELDS}}
     columns["messages"] = json.dumps(columns["messages"], ensure_ascii=False)
     labels = [label.model_dump(mode="json") for label in record.labels]
-    # metadata holds no nested values: the times stand there as one JSON text
-    columns["created_at"] = json.dumps(
-        {label["annotator"]: label["created_at"] for label in labels}
+    # metadata holds no nested values: names and times stand there as one JSON text
+    columns["annotators"] = json.dumps(
+        {_user_id(x): {"annotator": x["annotator"], "created_at": x["created_at"]} for x in labels}
     )
     return {
         "id": record.comparison_id,
@@ -49,14 +55,18 @@ def _responses(labels: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     for label in labels:
         for question in _QUESTIONS:
             if label[question] is not None:
-                answer = {"value": label[question], "user_id": label["annotator"]}
+                answer = {"value": label[question], "user_id": _user_id(label)}
                 found[question].append({**answer, "status": "submitted"})
     return dict(found)
 
 
+def _user_id(label: dict[str, Any]) -> str:
+    return str(uuid.uuid5(_PEOPLE, label["annotator"]))
+
+
 def _record(given: dict[str, Any]) -> Record:
     columns = dict(given["metadata"])
-    times = json.loads(columns.pop("created_at", "{}"))
+    known = json.loads(columns.pop("annotators", "{}"))
     columns["messages"] = json.loads(columns["messages"])
     columns |= {name: given["fields"][name] for name in _FIELDS}
     labels: dict[str, dict[str, Any]] = {}
@@ -64,13 +74,12 @@ def _record(given: dict[str, Any]) -> Record:
         for answer in given.get("responses", {}).get(question, []):
             if answer.get("status", "submitted") == "submitted":
                 labels.setdefault(str(answer["user_id"]), {})[question] = answer["value"]
-    fallback = given.get("updated_at") or given.get("inserted_at")
     return Record.model_validate(
         {
             **columns,
             "labels": [
-                {**label, "annotator": name, "created_at": times.get(name, fallback)}
-                for name, label in labels.items()
+                label | known.get(user_id, {"annotator": user_id})
+                for user_id, label in labels.items()
             ],
         }
     )

@@ -2,6 +2,9 @@
 
 `CONFIG` is the labelling interface to paste into a project's settings; annotations made there
 come back through `from_tasks`, and ours appear there as finished ones.
+
+Label Studio knows no pseudonyms: it refuses an unknown `completed_by` and sets `created_at` itself.
+What it keeps word for word is `result`, so ours stand there, in the `meta` of the choice.
 """
 
 import json
@@ -61,12 +64,14 @@ def _task(record: Record) -> dict[str, Any]:
 
 def _annotation(label: RecordedLabel) -> dict[str, Any]:
     side = _SIDE_OF[label.pick]
+    origin = label.model_dump(mode="json", include={"annotator", "created_at"})
     result = [
         {
             "from_name": "pick",
             "to_name": "text1,text2",
             "type": "pairwise",
             "value": {"selected": side},
+            "meta": origin,
         },
         _choices("rating", label.rating),
     ]
@@ -75,8 +80,7 @@ def _annotation(label: RecordedLabel) -> dict[str, Any]:
     if label.edited_response is not None:
         value = {"text": [label.edited_response]}
         result.append(_prompt_result("edited_response", "textarea", value))
-    at = label.created_at.isoformat()
-    return {"completed_by": {"email": label.annotator}, "created_at": at, "result": result}
+    return {"result": result}
 
 
 def _choices(name: str, choice: Rating | SafetyLabel) -> dict[str, Any]:
@@ -102,18 +106,26 @@ def _record(task: dict[str, Any]) -> Record:
 
 
 def _label(task: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
-    values = {result["from_name"]: result["value"] for result in annotation["result"]}
-    if "pick" not in values or "rating" not in values:
+    results = {result["from_name"]: result for result in annotation["result"]}
+    if "pick" not in results or "rating" not in results:
         raise UserError(
             f"An annotation of task {task.get('id', '?')} has no choice, or no rating",
             "Complete it in Label Studio, or cancel it there",
         )
-    who = annotation["completed_by"]
+    values = {name: result["value"] for name, result in results.items()}
     return {
-        "annotator": str(who["email"] if isinstance(who, dict) else who),
+        **_origin(annotation, results["pick"].get("meta", {})),
         "pick": _PICK_OF[values["pick"]["selected"]],
         "rating": values["rating"]["choices"][0],
         "safety_label": values.get("safety_label", {}).get("choices", [None])[0],
         "edited_response": values.get("edited_response", {}).get("text", [None])[0],
-        "created_at": annotation["created_at"],
     }
+
+
+def _origin(annotation: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """Who said it and when: ours where it came from us, else Label Studio's own."""
+    if "annotator" in meta:
+        return {"annotator": meta["annotator"], "created_at": meta.get("created_at")}
+    who = annotation["completed_by"]
+    name = str(who["email"] if isinstance(who, dict) else who)
+    return {"annotator": name, "created_at": annotation["created_at"]}

@@ -1,7 +1,9 @@
 """One comparison with its labels, between our database and any file."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pydantic import field_validator
 
 from data_contracts.base import Contract
 from data_contracts.ratings import Domain, Rating, SafetyLabel
@@ -23,7 +25,13 @@ class RecordedLabel(Contract):
     rating: Rating
     safety_label: SafetyLabel | None = None
     edited_response: str | None = None
-    created_at: datetime
+    created_at: datetime | None = None
+    """None where the other tool's file does not tell."""
+
+    @field_validator("created_at")
+    @classmethod
+    def _in_utc_unless_it_says(cls, at: datetime | None) -> datetime | None:
+        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
 
 
 class Record(Contract):

@@ -12,13 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.requests import Request as HttpRequest
 
 from annotation.formats.records import Message
 from annotation.model_server.engine import BadRequestError, Engine, Request
 from data_contracts.base import Contract
-from kernels.generation import Sampling
+from kernels.generation import SMALLEST_TEMPERATURE, Sampling
 
 DEFAULT_MAX_TOKENS = 256
 _REPLACEMENT = "\ufffd"
@@ -37,6 +37,13 @@ class ChatRequest(Contract):
     seed: int | None = Field(default=None, ge=0, lt=2**62)
     stream: bool = False
     user: str | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def _is_zero_or_not_tiny(cls, temperature: float) -> float:
+        if 0 < temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(f"give 0, or at least {SMALLEST_TEMPERATURE}")
+        return temperature
 
 
 def create_model_app(engine: Engine, name: str) -> FastAPI:

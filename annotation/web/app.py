@@ -1,5 +1,6 @@
 """The application: routes, static files, the guard around them, errors as pages."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,13 +8,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
-from annotation.refusals import NotThereError, RefusedError
+from annotation.refusals import NotThereError, RefusedError, UnavailableError
 from annotation.web.guard import Guard
 from annotation.web.pages import access, admin, lead, tasks, writing
 from annotation.web.rendering import refusal
 from annotation.web.visitors import Service
+
+_log = logging.getLogger(__name__)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -28,6 +32,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    for error in (OperationalError, InterfaceError):
+        app.add_exception_handler(error, _database_error)
     return app
 
 
@@ -54,3 +60,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return refusal(request, NotThereError("There is no such page", "Go to the start page"))
     return PlainTextResponse(str(error.detail), error.status_code, dict(error.headers or {}))
+
+
+async def _database_error(request: Request, error: Exception) -> Response:
+    """The database went away, is full or stays locked: nothing is acknowledged."""
+    assert isinstance(error, OperationalError | InterfaceError)
+    _log.error("%s %s: %s", request.method, request.url.path, " ".join(str(error.orig).split()))
+    return refusal(
+        request,
+        UnavailableError(
+            "Not saved: the service cannot use its database now",
+            "Send it again in a moment; nothing is counted twice",
+        ),
+    )

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from fastapi import Form, Path, Query
 
+from data_contracts.ratings import Rating
+
 MAX_ID = 2**31 - 1
 
 RowId = Annotated[int, Path(ge=1, le=MAX_ID)]
@@ -12,7 +14,7 @@ WeekQuery = Annotated[int | None, Query(ge=0, le=MAX_ID)]
 AfterQuery = Annotated[int | None, Query(ge=1, le=MAX_ID)]
 AfterField = Annotated[int | None, Form(ge=1, le=MAX_ID)]
 Text = Annotated[str, Form(max_length=1_000)]
-Choice = Annotated[str, Form(max_length=64)]
+Choice = Annotated[str, Form(pattern=f"^(left|right)-({'|'.join(Rating)})$")]
 """ "left-better", "right-negligibly_better", …"""
 SafetyAnswer = Annotated[Literal["", "safe", "unsafe"], Form()]
 SubmissionId = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{8,64}$")]

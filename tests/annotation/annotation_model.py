@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from kernels.model import CausalLM, ModelConfig
 from stages.text.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ def tiny_model(tokenizer: Tokenizer) -> CausalLM:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """The address of an application that runs in a thread."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -47,7 +47,9 @@ def served(app: FastAPI) -> Iterator[str]:
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -3,11 +3,12 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,33 +17,55 @@ from sqlalchemy import create_engine, text
 _START_SECONDS = 60
 
 
+class PostgresServer:
+    """One data folder on which the server runs, dies and runs again."""
+
+    def __init__(self, program: str, home: Path, user: str | None) -> None:
+        self._command = [program, "-D", str(home / "data"), "-c", "listen_addresses="]
+        self._command += ["-c", f"unix_socket_directories={home}"]
+        self._place = {"user": user, "cwd": home}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"postgresql+psycopg://postgres@/postgres?host={home}"
+
+    def start(self) -> None:
+        """Until it answers, after recovery where it was killed."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(self._command, **self._place, **quiet)
+        _wait_for(self.url)
+
+    def kill(self) -> None:
+        """kill -9 of the server and of every process that it has for a connection."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self._process.kill()
+        self._process.wait(30)
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """In good order."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+
+
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """URL of its database postgres; skips the test where there is no server program."""
+def postgres_server(folder: Path) -> Iterator[PostgresServer]:
+    """A server that runs; skips the test where there is no server program."""
     programs = _programs()
     user = _server_user()
     home = folder if user is None else _folder_for(user)
-    data = home / "data"
-    run = {"user": user, "cwd": home, "check": True, "capture_output": True}
+    make = [programs["initdb"], "-D", home / "data", "-U", "postgres", "-A", "trust", "--no-sync"]
     try:
-        subprocess.run(
-            [programs["initdb"], "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"], **run
-        )
-        options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}"]
-        server = subprocess.Popen(
-            [programs["postgres"], "-D", data, *options],
-            user=user,
-            cwd=home,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        url = f"postgresql+psycopg://postgres@/postgres?host={home}"
+        subprocess.run(make, user=user, cwd=home, check=True, capture_output=True)
+        server = PostgresServer(programs["postgres"], home, user)
         try:
-            _wait_for(url)
-            yield url
+            server.start()
+            yield server
         finally:
-            server.terminate()
-            server.wait(30)
+            server.stop()
     finally:
         if user is not None:
             shutil.rmtree(home, ignore_errors=True)

@@ -49,8 +49,8 @@ def app(service: Service) -> FastAPI:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Postgres server of our own, where its programs are installed."""
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -110,20 +110,64 @@ def test_table_6_by_hand():
     assert (y.num_comparisons, total.num_comparisons) == (1, 3)
 
 
+def test_weeks_stand_in_their_order():
+    rows = [preference("x", [], "1", "2") | {"batch": week} for week in (10, 9, 10, 1)]
+    names = [row.name for row in table_6(rows, "batch")]
+    assert names == ["1", "9", "10", "total"]
+
+
+def words(texts: pd.Series) -> pd.Series:
+    return texts.str.split().str.len()
+
+
+def alpaca_eval_one_off(file: Path) -> pd.DataFrame:
+    """Turns, words of the prompt and of a response, of each pair that is one."""
+    rows = pd.read_json(file, lines=True)
+    one, two = rows["output_1"], rows["output_2"]
+    is_pair = rows["preference"].notna() & (rows["preference"] != 1.5) & (one != two)
+    is_pair &= (one.str.strip() != "") & (two.str.strip() != "")
+    response = (words(one) + words(two)) / 2
+    figures = {"turns": 1, "prompt": words(rows["instruction"]), "response": response}
+    return pd.DataFrame(figures)[is_pair]
+
+
+def hh_one_off(file: Path) -> pd.DataFrame:
+    dialogues = pd.read_json(file, lines=True).map(str.strip)
+    turns = dialogues.apply(lambda c: c.str.split(r"\n\n(?=Human:|Assistant:)", regex=True))
+    who = turns.map(lambda found: [turn.partition(":")[0] for turn in found])
+    said = turns.map(lambda found: [turn.partition(":")[2].strip() for turn in found])
+    is_pair = said["chosen"].str[:-1] == said["rejected"].str[:-1]
+    is_pair &= said["chosen"].str[-1] != said["rejected"].str[-1]
+    is_pair &= (who["chosen"] == who["rejected"]) & (who["chosen"].str[-2] == "Human")
+    is_pair &= said["chosen"].map(all) & said["rejected"].map(all)
+    asked = who["chosen"].str.join(" ").str.count(r"Human(?! Human)")  # two in a row are one turn
+    prompt = words(said["chosen"].str[:-1].str.join(" "))
+    response = (words(said["chosen"].str[-1]) + words(said["rejected"].str[-1])) / 2
+    return pd.DataFrame({"turns": asked, "prompt": prompt, "response": response})[is_pair]
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real data ../shared/data is not there")
 def test_table_6_equals_a_pandas_one_off_on_public_data():
-    file = SHARED_DATA / "hh_harmless_base.jsonl.gz"
-    source = Source(name="hh", path=file, role="preferences", format="hh", domain="safety")
-    read = [row for _, row in rows_of(source, Counter())]
-    rows = [preference("hh", r.messages, r.chosen, r.rejected) for r in read]
-    (found, _) = table_6(rows, "source")
-
-    frame = pd.read_json(file, lines=True)
-    frame = frame[frame["chosen"] != frame["rejected"]]
-    # a dialogue that ends with a person's turn or an empty answer is no comparison
-    texts = frame[["chosen", "rejected"]].map(lambda t: t.rpartition("\n\nAssistant:"))
-    answers = texts.map(lambda parts: len(parts[2].split()))
-    turns = frame["chosen"].str.count("\n\nHuman:")
-    assert found.num_comparisons == pytest.approx(len(frame), rel=0.01)
-    assert found.mean_turns == pytest.approx(turns.mean(), rel=0.01)
-    assert found.mean_tokens_in_response == pytest.approx(answers.mean(axis=1).mean(), rel=0.01)
+    files = {
+        "alpaca_eval": ("alpaca_eval_annotations.jsonl.gz", alpaca_eval_one_off),
+        "hh": ("hh_harmless_base.jsonl.gz", hh_one_off),
+    }
+    rows, frames = [], {}
+    for name, (file, one_off) in files.items():
+        source = Source(
+            name=name, path=SHARED_DATA / file, role="preferences", format=name, domain="safety"
+        )
+        read = [row for _, row in rows_of(source, Counter())]
+        rows += [preference(name, r.messages, r.chosen, r.rejected) for r in read]
+        frames[name] = one_off(SHARED_DATA / file)
+    frames["total"] = pd.concat(frames.values())
+    for row in table_6(rows, "source"):
+        frame = frames.pop(row.name)
+        mean = frame.mean()
+        assert row.num_comparisons == len(frame)
+        assert row.mean_turns == pytest.approx(mean["turns"], rel=1e-12)
+        assert row.mean_tokens_in_prompt == pytest.approx(mean["prompt"], rel=1e-12)
+        assert row.mean_tokens_in_response == pytest.approx(mean["response"], rel=1e-12)
+        whole = (frame["prompt"] + frame["response"]).mean()
+        assert row.mean_tokens_per_example == pytest.approx(whole, rel=1e-12)
+    assert frames == {}

@@ -7,16 +7,20 @@ from collections.abc import Iterator
 
 import pytest
 from annotation_model import served
+from annotation_views import VIEWS, inhabited_service, log_in
 from annotation_world import PASSWORD, START, add_user, comparison, comparisons, publish_rows
 from sqlalchemy import select
 from xss_payloads import PAYLOADS
 
 from annotation import guidelines
+from annotation.accounts import audit, invite
+from annotation.labelling import Answer, Pass, pass_on, submit
 from annotation.settings import AnnotationSettings, LiveModel
 from annotation.storage.database import Database
-from annotation.storage.schema import Entry, Role
+from annotation.storage.schema import Entry, Role, User
 from annotation.web.app import create_app
 from annotation.web.visitors import Service
+from annotation.work_queue import claim
 from data_contracts.ratings import Domain
 
 pytestmark = pytest.mark.slow
@@ -31,6 +35,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+STAY_HERE = """for (const link of document.querySelectorAll("a:not([href^='javascript:' i])"))
+  link.addEventListener("click", (event) => event.preventDefault())"""
+"""A link that only leads elsewhere may stand in a guideline."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +80,7 @@ def url(database: Database) -> Iterator[str]:
 
 
 class Window:
-    """A page of somebody who is logged in; every message on its console is kept."""
+    """A page of somebody who is logged in, or of nobody; what its console says is kept."""
 
     def __init__(self, chromium, url: str, name: str, **context) -> None:
         settings = {"viewport": {"width": 1280, "height": 800}} | context
@@ -86,11 +94,8 @@ class Window:
             lambda line: self.errors.append(line.text) if line.type == "error" else None,
         )
         self.url = url
-        self.go("/login")
-        self.page.fill("[name=username]", name)
-        self.page.fill("[name=password]", PASSWORD)
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_url(f"{url}/")
+        if name:
+            log_in(self.page, url, name)
 
     def go(self, path: str) -> None:
         self.page.goto(self.url + path)
@@ -101,6 +106,15 @@ class Window:
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
+
+    def poke(self, places: str) -> None:
+        """Touch every such place as a person would; nothing that is shown there runs."""
+        self.page.wait_for_timeout(200)  # for what loads or starts by itself
+        self.page.evaluate(STAY_HERE)
+        for place in self.page.locator(places).all():
+            for event in ("mouseover", "pointerenter", "click", "focus"):
+                place.dispatch_event(event)
+        assert self.page.evaluate("window.hit") is None
 
     def wait_for_next(self, before: str | None) -> None:
         self.page.wait_for_function(
@@ -158,11 +172,15 @@ def test_the_whole_protocol_by_keyboard_alone(chromium, url, database):
 
 def test_the_whole_protocol_by_mouse(chromium, url, database):
     publish_rows(database, comparisons(2) + comparisons(2, "safety"))
-    page = Window(chromium, url, "ann").page
+    window = Window(chromium, url, "ann")
+    page = window.page
     page.click("text=Label responses >> nth=0")
+    first = window.slot()
     page.click("button[value=left-slightly_better]")
     page.click("text=Undo my last label")
+    page.wait_for_selector(f"article[data-slot='{first}']")
     page.click("button[value=right-negligibly_better]")
+    window.wait_for_next(first)
     page.click("text=Skip or flag this item")
     page.fill("[name=reason]", "troubling")
     page.click("text=Flag for the lead")
@@ -183,6 +201,7 @@ def test_the_whole_protocol_by_mouse(chromium, url, database):
 
 
 def test_no_payload_runs(chromium, url, database):
+    """In prompts, responses and the guideline."""
     parts = [PAYLOADS[i::4] for i in range(4)]
     rows = [
         comparison(
@@ -200,20 +219,72 @@ def test_no_payload_runs(chromium, url, database):
     window = Window(chromium, url, "lea2")
     for path in ("/guidelines/helpfulness", "/lead/guidelines/helpfulness"):
         window.go(path)
-        window.page.wait_for_timeout(300)
-        assert window.page.evaluate("window.hit") is None
+        window.poke(".markdown, .markdown *, textarea")
     window.go("/tasks/helpfulness")
     for _ in parts:
         window.press("g")  # the guideline unfolds
-        for place in window.page.locator(".text, .markdown").all():
-            place.dispatch_event("mouseover")
-            place.click(position={"x": 2, "y": 2}, force=True, no_wait_after=True)
-        assert window.page.evaluate("window.hit") is None
+        window.poke(".text, .text *, .markdown, .markdown *")
         assert window.page.url.endswith("/tasks/helpfulness")
         before = window.slot()
         window.press("3")
         window.wait_for_next(before)
     assert len(entries(database)) == 4
+    assert window.errors == []  # the policy had nothing to stop: every text was escaped
+
+
+def label_all_as(database: Database, pick: str) -> None:
+    user = add_user(database, f"always-{pick}")
+    with database.writing() as session:
+        while (slot := claim(session, user, Domain.helpfulness, START)) is not None:
+            side = "right" if slot.is_swapped == (pick == "a") else "left"
+            answer = Answer(submission_id=f"{pick}-label-{slot.id}", side=side, rating="better")
+            submit(session, user, slot.id, answer, START)
+            session.flush()
+
+
+def test_no_name_or_reason_runs(chromium, url, database):
+    """In names of users and items, reasons, and the name that a form shows again."""
+    publish_rows(database, [comparison(payload) for payload in PAYLOADS], overlap=2)
+    label_all_as(database, "a")
+    label_all_as(database, "b")
+    publish_rows(database, [comparison(f"{payload}!") for payload in PAYLOADS], week=2)
+    flagger = add_user(database, "flagger")
+    for i, payload in enumerate(PAYLOADS):
+        with database.writing() as session:
+            slot = claim(session, flagger, Domain.helpfulness, START)
+            reason = Pass(submission_id=f"flag-{i:04}", kind="flag", reason=payload)
+            pass_on(session, flagger, slot.id, reason, START)
+            session.add(
+                User(
+                    username=f"{i:03}{payload}"[:64],
+                    pseudonym=payload[:28] + f"{i:04}",
+                    role=Role.annotator,
+                    password_hash="!",
+                    is_active=True,
+                    created_at=START,
+                )
+            )
+            audit(session, START, payload, payload[:64], payload)
+    with database.writing() as session:
+        invitation = invite(session, Role.annotator, START.replace(year=2100), None)
+    window = Window(chromium, url, "adm")
+    for path in ("/lead", "/lead/batches/1/disagreements", "/admin/users", "/admin/audit"):
+        window.go(path)
+        assert "window.hit=1" in window.page.inner_text("main")
+        window.poke("td, th, li, h2")
+    window.context.clear_cookies()
+    for payload in PAYLOADS[::5]:
+        window.go(f"/invitations/{invitation}")
+        window.page.eval_on_selector(
+            "[name=username]", "field => field.removeAttribute('maxlength')"
+        )
+        window.page.fill("[name=username]", f"{payload} ")
+        window.page.fill("[name=password]", PASSWORD)
+        window.page.click("text=Make my account")
+        window.page.wait_for_selector("text=This user name cannot be used")
+        assert window.page.input_value("[name=username]").startswith(payload.replace("\n", ""))
+        assert window.page.evaluate("window.hit") is None
+    assert [e for e in window.errors if "422" not in e] == []
 
 
 @pytest.mark.parametrize(
@@ -225,28 +296,19 @@ def test_no_payload_runs(chromium, url, database):
     ],
     ids=["laptop", "tablet", "dark"],
 )
-def test_every_view_is_accessible_and_fits(chromium, url, database, axe, context):
-    long = "One sentence after another. " * 80 + "\n```\n" + "x = 1; " * 40 + "\n```\n"
-    publish_rows(
-        database,
-        [comparison("c", response_a=long), *comparisons(2), *comparisons(2, "safety")],
-        overlap=2,
-    )
-    for name, paths in {
-        "ann": ("/", "/tasks/helpfulness", "/tasks/safety", "/guidelines/safety", "/write/safety"),
-        "lea": ("/lead", "/lead/batches/1/disagreements", "/lead/guidelines/safety"),
-        "adm": ("/admin/users", "/admin/audit"),
-    }.items():
-        window = Window(chromium, url, name, **context)
-        for path in paths:
-            window.go(path)
-            if path == "/tasks/helpfulness" and name == "ann":
-                window.press("2")
-                window.page.wait_for_selector("text=Undo my last label")
+def test_every_view_is_accessible_and_fits(chromium, database, axe, context):
+    with inhabited_service(database) as given:
+        windows = {}
+        for who, path in VIEWS.values():
+            if who not in windows:
+                windows[who] = Window(chromium, given["url"], who, **context)
+            window = windows[who]
+            window.go(path.format(**given))
             assert serious(window.page, axe) == [], (path, context)
             width = window.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert width <= 0, f"{path} is wider than the window"
-        assert window.errors == []
+        errors = [error for window in windows.values() for error in window.errors]
+    assert [e for e in errors if "403" not in e] == []
 
 
 def serious(page, axe: str) -> list[tuple[str, list[str]]]:

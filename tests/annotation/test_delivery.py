@@ -1,5 +1,7 @@
 """Labels as a week's preferences: once each, late ones later, split by prompt."""
 
+import re
+
 import pytest
 from annotation_world import START, browser, comparison, comparisons, publish_rows
 from sqlalchemy import select
@@ -134,11 +136,13 @@ def test_without_a_decision_both_labels_go_out(service, app):
 
 def test_the_leads_decision_goes_out_in_place_of_the_labels(service, app):
     lead = disagreement(service, app)
+    assert "Disagreements to decide: 1" in lead.client.get("/lead").text
     html = lead.client.get("/lead/batches/1/disagreements").text
     assert "1 disagreements" in html
     form = {"submission_id": "decision-1", "choice": "right-slightly_better"}
     assert lead.post("/lead/items/1/decision", form).status_code == 303
     assert "Nothing to decide" in lead.client.get("/lead/batches/1/disagreements").text
+    assert "Disagreements to decide: 0" in lead.client.get("/lead").text
     (row,) = delivered_rows(service, 1)
     assert (row["chosen"], row["rating"]) == ("Answer two to c", "slightly_better")
 
@@ -179,6 +183,18 @@ def test_a_batch_is_ready_when_done_or_past_its_deadline_with_the_quorum(service
 def test_there_is_no_progress_without_a_batch(service):
     with service.database.reading() as session, pytest.raises(NotThereError, match="no batch 9"):
         progress(session, 9)
+
+
+def test_the_lead_sees_what_every_week_delivered(service, app):
+    for week in (9, 10):
+        publish_rows(service.database, [comparison(f"c{week}")], week=week)
+        ann = browser(service, app, f"ann{week}")
+        ann.label(ann.open())
+        delivered_rows(service, week)
+    lead = browser(service, app, "lea", Role.lead)
+    html = lead.client.get("/lead/weeks").text
+    rows = re.findall(r'<th scope="row">(\w+)</th><td>(\d+)</td>', html)
+    assert rows == [("9", "1"), ("10", "1"), ("total", "2")]
 
 
 def test_the_leads_download_is_what_would_go_out(service, app):

@@ -225,7 +225,7 @@ def test_code_right_to_left_and_leading_blanks_arrive_unchanged(service, app):
     assert {page.left, page.right} == {code, hebrew}
     html = ann.client.get("/tasks/helpfulness").text
     assert f'<div class="prose" dir="auto">{hebrew}</div>' in html
-    assert '<code dir="ltr">```python' in html
+    assert '<code dir="ltr" tabindex="0">```python' in html
 
 
 def test_progress_and_own_agreement_are_on_the_start_page(service, app):

@@ -100,6 +100,11 @@ def test_a_stream_is_the_same_text_in_pieces(client):
     assert sum(bool(piece) for piece in pieces) > 1
 
 
+def test_a_top_p_of_next_to_nothing_is_greedy(client):
+    greedy = answer(client, QUESTIONS[1], temperature=0)
+    assert answer(client, QUESTIONS[1], top_p=5e-324) == greedy
+
+
 def test_usage_counts_tokens(client, engine):
     reply = client.post("/v1/chat/completions", json=asked(QUESTIONS[0], temperature=0)).json()
     prompt = render_prompt([{"role": "user", "content": QUESTIONS[0]}], engine.tokenizer)
@@ -116,6 +121,7 @@ def test_usage_counts_tokens(client, engine):
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400),
         ({"max_tokens": 4096}, 400),
         ({"temperature": -1}, 422),
+        ({"temperature": 1e-30}, 422),
         ({"stop": ["x"]}, 422),
         ({"n": 2}, 422),
     ],

@@ -1,11 +1,11 @@
-"""The real server is killed again and again while simulated annotators submit."""
+"""Server and database are killed again and again while simulated annotators submit."""
 
 import threading
 import time
 from collections import Counter
 
 import pytest
-from annotation_postgres import fresh_postgres_database
+from annotation_postgres import PostgresServer, fresh_postgres_database, postgres_server
 from annotation_server import Server
 from annotation_world import START, comparison, publish_rows
 from sqlalchemy import select
@@ -32,7 +32,17 @@ def test_every_acknowledged_label_survives_on_postgres_too(postgres_url):
     database.close()
 
 
-def survives_kills(database: Database) -> None:
+@pytest.mark.slow
+def test_every_acknowledged_label_survives_kills_of_the_database(tmp_path):
+    """A Postgres of its own, since the other tests' must not die."""
+    with postgres_server(tmp_path) as victim:
+        database = open_database(fresh_postgres_database(victim.url))
+        survives_kills(database, victim)
+        database.close()
+
+
+def survives_kills(database: Database, victim: PostgresServer | None = None) -> None:
+    """`victim` dies, or else the server of the page."""
     rows = [
         comparison(f"c{i}", response_a=f"First {i}.", response_b=f"Second, longer {i}.")
         for i in range(NUM_ITEMS)
@@ -42,7 +52,7 @@ def survives_kills(database: Database) -> None:
         tokens = [invite(session, Role.annotator, START.replace(year=2100), None) for _ in range(4)]
     server = Server(database.engine.url.render_as_string(hide_password=False))
     server.start()
-    killer = threading.Thread(target=_kill_again_and_again, args=(server, database))
+    killer = threading.Thread(target=_kill_again_and_again, args=(victim or server, database))
     killer.start()
     try:
         tallies = simulate(server.url, tokens, [Domain.helpfulness], AnnotatorSettings(), seed=1)
@@ -62,12 +72,12 @@ def survives_kills(database: Database) -> None:
     assert all(slot.state == "done" for slot in slots)
 
 
-def _kill_again_and_again(server: Server, database) -> None:
+def _kill_again_and_again(victim: Server | PostgresServer, database: Database) -> None:
     """Each kill comes in the middle of the work: after another quarter of the labels."""
     for part in range(1, NUM_KILLS + 1):
         _wait_for_labels(database, part * NUM_ITEMS // (NUM_KILLS + 1))
-        server.kill()
-        server.start()
+        victim.kill()
+        victim.start()
 
 
 def _wait_for_labels(database, count: int) -> None:

@@ -181,7 +181,9 @@ def test_a_prompt_that_does_not_fit_is_named(model, length):
         generate(model, [[5] * 60, [5] * length], Sampling(4), eos_id=EOS, seed=0)
 
 
-@pytest.mark.parametrize("bad", [(0, 1.0, 1.0), (1, -0.1, 1.0), (1, 1.0, 0.0), (1, 1.0, 1.1)])
+@pytest.mark.parametrize(
+    "bad", [(0, 1.0, 1.0), (1, -0.1, 1.0), (1, 1e-9, 1.0), (1, 1.0, 0.0), (1, 1.0, 1.1)]
+)
 def test_sampling_out_of_range_is_refused(bad):
     with pytest.raises(ValueError, match="out of range"):
         Sampling(*bad)
@@ -209,6 +211,11 @@ def test_top_p_keeps_the_likeliest_and_not_their_logprobs():
     tokens, logprobs = drawn([0.0, 0.66, 0.67, 0.99], top_p=0.7)
     assert tokens.tolist() == [2, 2, 4, 4]
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.5, 0.5, 0.25, 0.25]))
+
+
+def test_the_likeliest_stays_under_a_top_p_that_is_0_in_fp32():
+    tokens, _ = drawn([0.0, 0.99], top_p=5e-324)
+    assert tokens.tolist() == [2, 2]
 
 
 def test_temperature_sharpens():

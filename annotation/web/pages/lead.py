@@ -11,7 +11,14 @@ from sqlalchemy.orm import Session
 
 from annotation import guidelines, statistics, work_queue
 from annotation.accounts import audit
-from annotation.batches import delivered, preference_rows, progress, set_state, standing
+from annotation.batches import (
+    all_delivered,
+    delivered,
+    preference_rows,
+    progress,
+    set_state,
+    standing,
+)
 from annotation.labelling import adjudicate, adjudication
 from annotation.refusals import NotThereError
 from annotation.statistics import Judgement, disagreements, judgements
@@ -56,10 +63,18 @@ def _figures(session: Session, week: int) -> dict[str, Any]:
         "ratings": statistics.shares(labels, "rating"),
         "safety_labels": statistics.shares(labels, "safety_label"),
         "paper_safety_shares": statistics.PAPER_SAFETY_SHARES,
-        "num_disagreements": len(disagreements(labels)),
+        "num_undecided": len(_undecided(session, disagreements(labels))),
         "table_6": statistics.table_6(preference_rows(entries, week, TEST_FRACTION), "domain"),
         "flags": _passes(session, week),
     }
+
+
+@router.get("/weeks")
+def weeks(request: Request, service: ServiceDep, visitor: Lead) -> Response:
+    """Statistics of every delivery so far."""
+    with service.database.reading() as session:
+        table_26 = statistics.table_6(all_delivered(session, TEST_FRACTION), "batch")
+    return page(request, "weeks.html", visitor, table_26=table_26)
 
 
 def _passes(session: Session, week: int) -> Sequence[Entry]:

@@ -1,7 +1,7 @@
 """The annotator's pages: choose a task, compare two responses, skip, undo."""
 
 import uuid
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
@@ -82,7 +82,7 @@ def pass_item(
     visitor: Annotator,
     slot_id: RowId,
     submission_id: SubmissionId,
-    kind: Annotated[str, Form()],
+    kind: Annotated[Literal["skip", "flag"], Form()],
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Skip or flag an item."""
