@@ -60,6 +60,7 @@ def recipe() -> Recipe:
             micro_batch_size=16,
             learning_rate=2e-3,
             warmup_steps=50,
+            checkpoint_every=100,
         ),
         sft=SftSettings(
             learning_rate=5e-4,
