@@ -16,15 +16,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_contracts.durable import disk_full, existing
 from data_contracts.errors import UserError
 from flows.environment import Places
 from flows.standing import state
 from stages.runtime.supervisor import die_with_parent
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Any, Any, Send], Awaitable[None]]
+"""ASGI: scope, receive, send."""
 
 API_URL_VARIABLE = "PREFECT_API_URL"
 _HOST = "127.0.0.1"
@@ -35,6 +40,8 @@ _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 15.0
 """How long a user's server may take to answer: it may just be starting."""
 _FULL_BELOW_BYTES = 2**20
+_BUSY_STATUS = 503
+_RETRY_SECONDS = b"0.2"
 
 
 def ensure_server(where: Places) -> str:
@@ -159,8 +166,26 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=True, final=True)
+    app = retry_soon(create_app(ephemeral=True, final=True))
     uvicorn.run(app, host=_HOST, port=port, log_level="error", lifespan="on")
+
+
+def retry_soon(app: Application) -> Application:
+    """Say with every refusal for a busy database that it is over in a moment.
+
+    SQLite refuses a transaction that read before another one wrote, at once and several times in
+    each run, and Prefect's client waits 2 s where it is not told for how long.
+    """
+
+    async def answer(scope: Any, receive: Any, send: Send) -> None:
+        async def send_with_header(message: MutableMapping[str, Any]) -> None:
+            if message.get("status") == _BUSY_STATUS and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"retry-after", _RETRY_SECONDS)]
+            await send(message)
+
+        await app(scope, receive, send_with_header)
+
+    return answer
 
 
 if __name__ == "__main__":
