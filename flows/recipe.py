@@ -124,8 +124,8 @@ class Recipe(Contract):
     gatt_from_version: int | None = Field(default=4, ge=1)
     """First version that learns Ghost Attention's dialogues (§3.3: after V3); null for none."""
     safety_distillation_from_version: int | None = Field(default=4, ge=1)
-    """First version that learns answers distilled from safety preprompts, and meets the prompts that
-    broke the last one (§4.2.4, the paper's last refinement); null for none."""
+    """First version that learns answers distilled from safety preprompts, and samples the prompts
+    that broke the last one (§4.2.4, the paper's last refinement); null for none."""
     rejection_sampling_start: Literal["base", "sft", "previous"] = "base"
     """The model that each version's fine-tuning starts from; the paper takes the base model."""
 

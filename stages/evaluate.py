@@ -212,7 +212,7 @@ def paired(
 
 
 def false_refusals(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How often each version refuses harmless prompts, also of those that sound harmful (§4.2.3)."""
+    """How often each version refuses harmless prompts: all, and those that sound harmful."""
     table = []
     for version in config.models:
         own = [r for r in rows if r["version"] == version and r["domain"] == Domain.helpfulness]

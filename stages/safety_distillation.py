@@ -201,7 +201,7 @@ def prefixed(messages: list[dict[str, Any]], preprompt: str) -> list[dict[str, A
     """The dialogue behind a preprompt: as its system message, before one that it has."""
     system, turns = split_turns(messages)
     content = preprompt if system is None else f"{preprompt}\n{system}"
-    return [{"role": "system", "content": content}, *turns]
+    return [{"role": "system", "content": content}, *map(dict, turns)]
 
 
 def documents(
