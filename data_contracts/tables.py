@@ -318,6 +318,30 @@ ACCURACIES = _contract(
     nullable=("rating",),
 )
 
+CALIBRATION = _contract(
+    "calibration",
+    "1.0",
+    {
+        "calibration_id": _TEXT,
+        "reward_model": _TEXT,
+        "test_set": _TEXT,
+        "event": _TEXT,
+        "bin_low": pa.float64(),
+        "bin_high": pa.float64(),
+        "num_items": pa.int32(),
+        "predicted": pa.float64(),
+        "observed": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+    },
+    checks.one_of("event", ["preferred", "safe"]),
+    checks.between("num_items", 1),
+    *(checks.finite(column) for column in ("predicted", "observed", "low", "high")),
+    checks.between("observed", 0, 1),
+    checks.ordered("bin_low", "predicted", "bin_high"),
+    checks.ordered("low", "observed", "high"),
+)
+
 CONTRACTS: dict[str, TableContract] = {
     contract.name: contract
     for contract in (
@@ -333,6 +357,7 @@ CONTRACTS: dict[str, TableContract] = {
         WIN_RATES,
         RATES,
         ACCURACIES,
+        CALIBRATION,
     )
 }
 """Every table contract, by name."""

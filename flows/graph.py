@@ -2,7 +2,8 @@
 
     base   sandbox_world → ingest → tokenizer → tokenize_corpus → pretrain → sft
     vN     sample_pairs → collect_preferences → reward_model-helpfulness, reward_model-safety
-           [→ ghost_attention, safety_distillation] → rejection_sampling [→ ppo] → evaluate
+           [→ ghost_attention, safety_distillation] → rejection_sampling [→ ppo]
+           [→ distillation] → evaluate
 
 A node is a stage at its place. Its configuration is built when its inputs are known, so a plan
 can be made of a graph of which nothing has run.
@@ -18,10 +19,13 @@ from data_contracts.base import Contract, StageConfig
 from data_contracts.ratings import Domain
 from flows.recipe import Recipe
 from flows.sources import NoSources, on_disk
+from stages.evaluate import BEFORE_PPO, STUDENT
 from stages.runtime.stage import stage_module
 
 BASE = 0
 """The version of everything before the first iteration."""
+STUDENT_BASE = "pretrain-student"
+"""Node of the smaller base model."""
 
 
 @dataclass(frozen=True, order=True)
@@ -145,7 +149,17 @@ def base_nodes(recipe: Recipe) -> list[Node]:
                 "demonstrations": _base("ingest", "demonstrations"),
             },
         ),
+        *student_base_nodes(recipe, tokenizer),
     ]
+
+
+def student_base_nodes(recipe: Recipe, tokenizer: Output) -> list[Node]:
+    """The smaller base model of a recipe that distils."""
+    if recipe.student is None:
+        return []
+    shards = _base("tokenize_corpus", "token_shards")
+    inputs: dict[str, Source] = {"token_shards": shards, "tokenizer": tokenizer}
+    return [_node(recipe, BASE, "pretrain", recipe.student.pretrain, inputs, name=STUDENT_BASE)]
 
 
 def version_nodes(recipe: Recipe, version: int) -> list[Node]:
@@ -177,6 +191,7 @@ def version_nodes(recipe: Recipe, version: int) -> list[Node]:
             {"version": version},
         ),
         *ppo_nodes(recipe, version),
+        *distillation_nodes(recipe, version),
         _node(
             recipe,
             version,
@@ -239,13 +254,16 @@ def _labels(recipe: Recipe, version: int) -> tuple[dict[str, Source], dict[str, 
 
 
 def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Contract) -> Node:
-    """A reward model on all preferences so far, initialised from the chat model."""
+    """A reward model on all preferences so far, from the chat model or the version before's."""
+    goes_on = recipe.reward_model_start == "previous" and version > 1
+    before = _at(version - 1, reward_model_name(domain), "model")
     return _node(
         recipe,
         version,
         "reward_model",
         settings,
         {
+            **({"continue_from": before} if goes_on else {}),
             "init_from": _base("sft", "model"),
             "preferences": tuple(
                 _at(v, "collect_preferences", "preferences") for v in range(1, version + 1)
@@ -324,6 +342,18 @@ def ppo_nodes(recipe: Recipe, version: int) -> list[Node]:
     ]
 
 
+def distillation_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """The smaller model on this version's bag of best samples."""
+    if recipe.student is None:
+        return []
+    own = _at(version, "rejection_sampling", "scored_samples")
+    inputs: dict[str, Source] = {
+        "init_from": _base(STUDENT_BASE, "model"),
+        "samples": (*earlier_samples(recipe, version), own),
+    }
+    return [_node(recipe, version, "distillation", recipe.student.distillation, inputs)]
+
+
 def reward_model_name(domain: Domain) -> str:
     """Name of a domain's reward model node."""
     return f"reward_model-{domain.value}"
@@ -359,8 +389,18 @@ def earlier_samples(recipe: Recipe, version: int) -> tuple[Output, ...]:
 
 
 def evaluated_models(recipe: Recipe, version: int) -> dict[str, Output]:
-    """SFT's model and the policies of all versions so far, by label."""
-    return {policy_label(v): policy(recipe, v) for v in range(version + 1)}
+    """SFT's model and the policies of all versions so far, by label, oldest first.
+
+    A version with PPO is also compared with the rejection-sampling model that PPO began with, and
+    one that is distilled with its student.
+    """
+    models = {policy_label(v): policy(recipe, v) for v in range(version)}
+    if version >= recipe.ppo_from_version:
+        before_ppo = _at(version, "rejection_sampling", "model")
+        models[policy_label(version) + BEFORE_PPO] = before_ppo
+    if recipe.student is not None:
+        models[policy_label(version) + STUDENT] = _at(version, "distillation", "model")
+    return {**models, policy_label(version): policy(recipe, version)}
 
 
 def _node(

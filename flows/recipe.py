@@ -20,6 +20,7 @@ from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from flows.sources import with_unknown_digests
 from stages.collect_preferences import CollectPreferencesSettings
+from stages.distillation import DistillationSettings
 from stages.evaluate import EvaluateSettings
 from stages.ghost_attention import GhostAttentionSettings
 from stages.ingest import IngestSettings
@@ -91,6 +92,14 @@ class LabellingSettings(Contract):
     """Share of the labels with which the iteration goes on once the deadline has passed."""
 
 
+class StudentSettings(Contract):
+    """A smaller model that learns from the larger one's best samples, version by version."""
+
+    pretrain: PretrainSettings
+    """The smaller base model: its size and its pretraining, or the folder it comes from."""
+    distillation: DistillationSettings = DistillationSettings()
+
+
 _SINGLE_PROCESS_STAGES = (
     "sandbox_world",
     "ingest",
@@ -128,6 +137,10 @@ class Recipe(Contract):
     that broke the last one (§4.2.4, the paper's last refinement); null for none."""
     rejection_sampling_start: Literal["base", "sft", "previous"] = "base"
     """The model that each version's fine-tuning starts from; the paper takes the base model."""
+    reward_model_start: Literal["chat", "previous"] = "chat"
+    """The model that each version's reward models start from: the paper takes the chat model and
+    trains on all batches; "previous" goes on from the version before, on the newest batch and a
+    replay of the others (reward_model's newest_share)."""
 
     world: WorldSettings | None = None
     """Make the sandbox's world instead of reading files."""
@@ -145,6 +158,8 @@ class Recipe(Contract):
     safety_distillation: SafetyDistillationSettings = SafetyDistillationSettings()
     rejection_sampling: RejectionSamplingSettings = RejectionSamplingSettings()
     ppo: PpoSettings = PpoSettings()
+    student: StudentSettings | None = None
+    """Distil every version's best samples into a smaller model as well (§3.2.3)."""
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @field_validator("ingest", "tokenizer", mode="before")

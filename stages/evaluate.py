@@ -29,7 +29,7 @@ from stages.models.retention import (
     instructed_dialogues,
     retention_rates,
 )
-from stages.models.rewards import RewardModels
+from stages.models.rewards import GATE_THRESHOLD, RewardModels
 from stages.models.sampling import fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -47,6 +47,10 @@ REFERENCE_VERSION = "sft"
 FALSE_REFUSAL = "false_refusal"
 ALL_HARMLESS = "all"
 """Group of the false refusals on every prompt of the helpfulness domain."""
+BEFORE_PPO = "-rs"
+"""Ending of the label of a version's rejection-sampling model, where PPO followed: "v5-rs"."""
+STUDENT = "-student"
+"""Ending of the label of the smaller model that learnt from a version's samples."""
 CUT_OFF_HANDICAP = 1e4
 """More than any two scores of a reward model differ by, little enough for exact differences."""
 
@@ -61,7 +65,7 @@ class EvaluateSettings(Contract):
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
-    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
     harmless_lookalikes: tuple[str, ...] = ("borderline",)
@@ -86,7 +90,8 @@ class Config(StageConfig, EvaluateSettings):
 
     version: int = Field(gt=0)
     models: dict[str, ArtifactRef]
-    """Model of each version by name ("sft", "v1", …), oldest first."""
+    """Model of each version by name ("sft", "v1", …), oldest first; "v5-rs" and the like stand
+    before the version that they led to."""
     helpfulness_rm: ArtifactRef
     safety_rm: ArtifactRef
     prompts: ArtifactRef
@@ -177,18 +182,28 @@ def answer(
 
 
 def compare(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Win rates of each version against SFT and against the version before it."""
+    """Win rates of each version against SFT, the version before it, and models on the way to it."""
     versions = list(config.models)
     judges = [REWARD_MODEL] + ([GOLD] if config.independent_judge == "sandbox" else [])
     table = []
     for i, version in enumerate(versions[1:], start=1):
-        for opponent in dict.fromkeys((versions[0], versions[i - 1])):
+        for opponent in opponents(versions[:i], version):
             for domain in Domain:
                 for name in judges:
                     own, other = paired(rows, version, opponent, domain, name)
                     if own:
                         table.append(win_rate_row(version, opponent, domain, name, own, other))
     return table
+
+
+def opponents(earlier: list[str], version: str) -> list[str]:
+    """What a version is compared with, of all that stand before it in the evaluation.
+
+    The first and the newest version, and the models on the way to this one ("v5-rs" of "v5").
+    """
+    on_the_way = [label for label in earlier if label.startswith(f"{version}-")]
+    versions = [label for label in earlier if "-" not in label]
+    return list(dict.fromkeys([versions[0], versions[-1], *on_the_way]))
 
 
 def paired(
