@@ -27,9 +27,9 @@ def small_tokenizer() -> Tokenizer:
     return Tokenizer.from_bytes(train_bpe(TEXTS, VOCAB))
 
 
-def causal_lm(tokenizer: Tokenizer, seed: int = 1) -> CausalLM:
+def causal_lm(tokenizer: Tokenizer, seed: int = 1, context: int = CONTEXT) -> CausalLM:
     """A language model whose answers are some seven tokens long."""
-    config = ModelConfig(VOCAB, 32, 2, 4, 2, 48, max_seq_len=CONTEXT)
+    config = ModelConfig(VOCAB, 32, 2, 4, 2, 48, max_seq_len=context)
     model = CausalLM(config, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         # A constant in the first dimension of every token is the bias that a Llama has not.
