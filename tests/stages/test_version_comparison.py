@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data_contracts.ratings import Domain
-from stages.evaluate import GOLD, REWARD_MODEL, paired
+from stages.evaluate import GOLD, REWARD_MODEL, opponents, paired
 from stages.models.comparison import win_rate_row
 
 
@@ -42,6 +42,15 @@ def test_a_cut_off_answer_ranks_below_every_one_that_ended(
 def test_the_gold_judge_has_its_own_rule_for_cut_off_answers():
     rows = [row("v1", "p", 0.4, finished=False), row("sft", "p", 0.3)]
     assert paired(rows, "v1", "sft", Domain.helpfulness, GOLD) == ([0.4], [0.3])
+
+
+def test_a_version_meets_sft_the_version_before_and_what_led_to_it():
+    before = ["sft", "v4"]
+    assert opponents(before, "v5-rs") == before
+    assert opponents([*before, "v5-rs", "v5-student"], "v5-student") == before
+    assert opponents([*before, "v5-rs", "v5-student"], "v5") == [*before, "v5-rs", "v5-student"]
+    assert opponents([*before, "v5-rs", "v5"], "v6") == ["sft", "v5"]
+    assert opponents(["sft"], "v1") == ["sft"]
 
 
 def test_only_prompts_that_both_answered_are_compared():
