@@ -8,7 +8,7 @@ training stage sees: reward-model score up and gold score down is reward hacking
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,9 @@ from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
 from stages.text.dialogue import Overlong
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VERSION = "3"
 
@@ -91,9 +94,14 @@ def run(config: Config, work: WorkDir) -> StageOutput:
         {
             "evaluations": table_output(work, "evaluations", "evaluations", rows),
             "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
-            "figures": draw(work, win_rates),
+            "figures": draw(work, win_rates, rows),
         },
-        {**mean_scores(rows), **gold_gains(config, rows), **win_rate_metrics(win_rates)},
+        {
+            **mean_scores(rows),
+            **gold_gains(config, rows),
+            **judge_agreement(rows),
+            **win_rate_metrics(win_rates),
+        },
     )
 
 
@@ -225,6 +233,38 @@ def gold_gains(config: Config, rows: list[dict[str, Any]]) -> dict[str, float]:
     return metrics
 
 
+def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Rank correlation of the reward model's and the independent judge's scores, by domain, over
+    all versions' answers that ended."""
+    metrics = {}
+    for domain in Domain:
+        scores, gold = judged_twice(rows, domain)
+        if len(set(scores)) > 1 and len(set(gold)) > 1:
+            from scipy.stats import spearmanr  # here, since it takes a second
+
+            metrics[f"judge_agreement/{domain}"] = float(spearmanr(scores, gold).statistic)
+    return metrics
+
+
+def judged_twice(rows: list[dict[str, Any]], domain: Domain) -> tuple[list[float], list[float]]:
+    """Scores of the reward model and of the independent judge of the same answers."""
+    own = [
+        (row[f"{domain}_score"], row[f"gold_{domain}"])
+        for row in rows
+        if row["domain"] == domain and row["finished"] and row[f"gold_{domain}"] is not None
+    ]
+    return [score for score, _ in own], [gold for _, gold in own]
+
+
+def calibration_points(
+    scores: list[float], gold: list[float], num_groups: int = 10
+) -> list[tuple[float, float]]:
+    """Mean score and mean gold score of groups of equal size, from the lowest scores up."""
+    order = np.argsort(scores, kind="stable")
+    groups = [group for group in np.array_split(order, num_groups) if len(group)]
+    return [(float(np.take(scores, g).mean()), float(np.take(gold, g).mean())) for g in groups]
+
+
 def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
     """Win rates under names that MLflow can chart."""
     return {
@@ -233,29 +273,54 @@ def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
-    """Win rate against SFT by version, both domains (Figure 11)."""
+def draw(
+    work: WorkDir, win_rates: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> tuple[Path, str]:
+    """Win rates by version, and what a reward model's score is worth where gold scores tell."""
     folder = work.output("figures")
     if work.rank.is_main:
-        from matplotlib.figure import Figure  # here, since it takes a second
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        judges = sorted({r["judge"] for r in win_rates})
-        for domain in Domain:
-            for name in judges:
-                series = [
-                    r
-                    for r in win_rates
-                    if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
-                ]
-                _plot_series(axes, series, f"{domain}, {name.replace('_', ' ')}", name == GOLD)
-        axes.axhline(0.5, color="grey", linewidth=0.8)
-        axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
-        axes.legend(fontsize="small")
-        # a fixed "Software" field would name matplotlib's version in the artifact's digest
-        figure.savefig(folder / "win_rates.png", dpi=120, metadata={"Software": None})
+        _save(_win_rate_figure(win_rates), folder / "win_rates.png")
+        if any(judged_twice(rows, domain)[0] for domain in Domain):
+            _save(_calibration_figure(rows), folder / "calibration.png")
     return folder, "figures"
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    # a fixed "Software" field would name matplotlib's version in the artifact's digest
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _win_rate_figure(win_rates: list[dict[str, Any]]) -> "Figure":
+    """Win rate against SFT by version, both domains (Figure 11)."""
+    from matplotlib.figure import Figure  # here, since it takes a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    judges = sorted({r["judge"] for r in win_rates})
+    for domain in Domain:
+        for name in judges:
+            series = [
+                r
+                for r in win_rates
+                if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
+            ]
+            _plot_series(axes, series, f"{domain}, {name.replace('_', ' ')}", name == GOLD)
+    axes.axhline(0.5, color="grey", linewidth=0.8)
+    axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _calibration_figure(rows: list[dict[str, Any]]) -> "Figure":
+    """Gold score by tenths of the reward model's score (Figure 29)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    for axes, domain in zip(np.atleast_1d(figure.subplots(1, len(Domain))), Domain, strict=True):
+        points = calibration_points(*judged_twice(rows, domain))
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="o")
+        axes.set(ylim=(0, 1), xlabel=f"{domain} reward model", ylabel="gold", title=str(domain))
+    return figure
 
 
 def _plot_series(axes: Any, series: list[dict[str, Any]], label: str, solid: bool) -> None:
