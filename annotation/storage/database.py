@@ -4,6 +4,8 @@ Every label that the service acknowledges is on the disk: SQLite runs in WAL mod
 synchronous=FULL (a commit waits for fsync), Postgres with synchronous_commit=on.
 """
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
+        self._turn = threading.Lock()
         self._for_writing = self.engine.execution_options(is_writing=True)
 
     @contextmanager
@@ -37,8 +40,26 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is on the disk when the block has ended well, else undone whole."""
-        with Session(self._for_writing, expire_on_commit=False) as session, session.begin():
+        with (
+            self._turn_to_write(),
+            Session(self._for_writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+
+    @contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        """SQLite has one writer at a time, and threads that poll for it starve each other: on a
+        busy machine some waited for longer than the busy timeout. So they queue here."""
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        if not self._turn.acquire(timeout=_BUSY_SECONDS):
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("no turn came"))
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Give back every connection."""
