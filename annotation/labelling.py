@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from annotation.refusals import NotYoursError, RefusedError
 from annotation.storage.schema import (
+    Batch,
     Delivery,
     Entry,
     EntryKind,
@@ -43,7 +44,7 @@ class Answer(Contract):
     @field_validator("edited_response")
     @classmethod
     def _says_something(cls, text: str | None) -> str | None:
-        return without_nul(text) if text and text.strip() else None
+        return as_typed(text) if text and text.strip() else None
 
 
 class Pass(Contract):
@@ -107,6 +108,10 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
     slot = session.scalars(
         select(Slot).where(Slot.id == last.slot_id).with_for_update(of=Slot)
     ).one()
+    # a delivery of this moment comes first, or waits; see `batches.deliver`
+    session.execute(select(Batch.week).where(Batch.week == slot.week).with_for_update(read=True))
+    if last_label(session, user) is not last:
+        raise NotYoursError("The label has just gone out with its batch", "Go on with the next one")
     entry = _entry(slot, user, submission_id, EntryKind.undo, now)
     entry.corrects = last.id
     session.add(entry)
@@ -164,9 +169,17 @@ def safety_label(domain: str, answer: Answer) -> SafetyLabel | None:
 
 
 def adjudicate(session: Session, lead: User, item: Item, answer: Answer, now: datetime) -> Entry:
-    """The lead's own decision on an item, A on the left; it goes out in place of all labels."""
+    """The lead's own decision on an item, A on the left; it goes out in place of all labels.
+
+    Raises RefusedError for an item that is never delivered, and as `submit` does.
+    """
     if earlier := _already_kept(session, lead, answer.submission_id, None, EntryKind.adjudication):
         return earlier
+    if item.gold_pick is not None or item.is_retired:
+        raise RefusedError(
+            "Not saved: this item checks annotators, or was taken out, and is never delivered",
+            "Decide on the items of the list",
+        )
     before = adjudication(session, item)
     entry = Entry(
         submission_id=answer.submission_id,
@@ -192,6 +205,12 @@ def adjudication(session: Session, item: Item) -> Entry | None:
         .order_by(Entry.id.desc())
         .limit(1)
     ).one_or_none()
+
+
+def as_typed(text: str) -> str:
+    """Text from a form as its writer saw it: a form sent without script has every line end as
+    CR LF, which a model would learn as the mark of human writing."""
+    return without_nul(text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def without_nul(text: str) -> str:

@@ -155,9 +155,7 @@ def _unmet() -> Select[Any]:
 # ---- checks: gold items, and own items again ---------------------------------------------------
 
 
-def _check_due(
-    session: Session, user: User, domain: str, batches: Sequence[Batch]
-) -> Slot | None:
+def _check_due(session: Session, user: User, domain: str, batches: Sequence[Batch]) -> Slot | None:
     """A new slot for a gold or repeated item, when it is this annotator's turn for one."""
     batch = next((batch for batch in reversed(batches) if batch.check_every), None)
     if batch is None:

@@ -307,7 +307,7 @@ def simulate(
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return file.read_bytes().decode("utf-8-sig")  # line ends in a CSV's texts stay as they are
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file} cannot be read: {type(error).__name__}", "Correct the path; files are UTF-8"

@@ -15,6 +15,7 @@ from annotation.batches import (
 )
 from annotation.refusals import NotThereError
 from annotation.storage.database import Database, open_database, sqlite_url
+from data_contracts.durable import sync_folder
 from data_contracts.parquet import read_table, write_table
 from data_contracts.tables import COMPARISONS, PREFERENCES
 from flows.environment import Places
@@ -75,9 +76,16 @@ def progress_of(where: Places, version: int) -> Progress | None:
 
 
 def deliver_labels(database: Database, week: int, file: Path, test_fraction: float) -> int:
-    """Close a week and write its labels; returns how many. What comes later is for the next."""
+    """Close a week and write its labels; returns how many. What comes later is for the next.
+
+    The rows are on the disk and checked before they count as delivered, and get their name only
+    after that. Killed in between, there is no file, and doing it again writes the same rows; the
+    other way round a file would hold labels that go out once more with the next week.
+    """
+    staged = file.with_name(f".{file.name}.staged")
     with database.writing() as session:
         rows = preference_rows(deliver(session, week, datetime.now(UTC)), week, test_fraction)
-        # inside: labels count as delivered only once the file is on the disk
-        write_table(file, rows, PREFERENCES)
+        write_table(staged, rows, PREFERENCES)
+    os.replace(staged, file)
+    sync_folder(file.parent)
     return len(rows)

@@ -55,7 +55,9 @@ class Database:
             yield
             return
         if not self._turn.acquire(timeout=_BUSY_SECONDS):
-            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("no turn came"))
+            raise OperationalError(
+                "BEGIN IMMEDIATE", None, sqlite3.OperationalError("no turn came")
+            )
         try:
             yield
         finally:

@@ -33,9 +33,8 @@ def home(request: Request, service: ServiceDep, visitor: Annotator) -> Response:
         done = own = None
         if batch is not None:
             done = progress(session, batch.week)
-            name = visitor.user.pseudonym
-            labels = [x for x in judgements(session, batch.week) if x.annotator == name]
-            own = annotator_row(name, labels)
+            labels = judgements(session, batch.week, visitor.user)
+            own = annotator_row(visitor.user.pseudonym, labels)
         can_undo = last_label(session, visitor.user) is not None
     return page(request, "home.html", visitor, progress=done, own=own, can_undo=can_undo)
 
@@ -157,9 +156,7 @@ def _go(request: Request, path: str) -> Response:
     return Response(headers={"HX-Redirect": path}) if is_htmx(request) else see(path)
 
 
-def _work(
-    service: Service, visitor: Visitor, domain: Domain, slot: Slot | None
-) -> dict[str, Any]:
+def _work(service: Service, visitor: Visitor, domain: Domain, slot: Slot | None) -> dict[str, Any]:
     """What the work area shows."""
     with service.database.reading() as session:
         batch = open_batch(session)
