@@ -14,7 +14,7 @@ from annotation.batches import (
     publish,
 )
 from annotation.refusals import NotThereError
-from annotation.storage.database import Database, open_database, sqlite_url
+from annotation.storage.database import Database, home_database
 from data_contracts.durable import sync_folder
 from data_contracts.parquet import read_table, write_table
 from data_contracts.tables import COMPARISONS, PREFERENCES
@@ -23,13 +23,10 @@ from flows.graph import NodeId, Output, preference_nodes
 from flows.recipe import Recipe
 from flows.runner import Walk
 
-DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
 
-
-def annotation_database(where: Places, url: str | None = None) -> Database:
-    """The database that a URL, or else the environment, names; else the home's SQLite file."""
-    chosen = url or os.environ.get(DATABASE_VARIABLE)
-    return open_database(chosen or sqlite_url(where.local / "annotation" / "annotation.db"))
+def annotation_database(where: Places) -> Database:
+    """The database of a home's labels."""
+    return home_database(where.local / "annotation")
 
 
 def delivery_file(recipe: Recipe, version: int) -> Path | None:

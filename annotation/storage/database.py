@@ -4,6 +4,7 @@ Every label that the service acknowledges is on the disk: SQLite runs in WAL mod
 synchronous=FULL (a commit waits for fsync), Postgres with synchronous_commit=on.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from data_contracts.errors import UserError
+
+DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
 
 _MIGRATION_LOCK = 0x524C4846  # "RLHF": one of Postgres's advisory locks
 _BUSY_SECONDS = 30
@@ -83,6 +86,15 @@ def open_database(url: str) -> Database:
             "Check the address, the rights of this user and that the server runs",
         ) from error
     return database
+
+
+def home_database(folder: Path, url: str | None = None) -> Database:
+    """The database that a URL, or else the environment, names; else the SQLite file of a folder.
+
+    Raises as `open_database` does.
+    """
+    chosen = url or os.environ.get(DATABASE_VARIABLE)
+    return open_database(chosen or sqlite_url(folder / "annotation.db"))
 
 
 def sqlite_url(file: Path) -> str:
