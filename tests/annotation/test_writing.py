@@ -117,6 +117,7 @@ def test_the_lines_of_a_prompt_end_as_in_any_text(database, clock, model_url):
 )
 def test_whatever_a_model_answers_is_no_server_error(database, clock, content):
     async def app(scope, receive, send):
+        assert scope["type"] == "http"
         body = f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
@@ -135,6 +136,7 @@ def test_models_that_take_long_do_not_stop_the_labels(database, clock):
     waiting, answer = [], threading.Event()
 
     async def slow(scope, receive, send):
+        assert scope["type"] == "http"
         waiting.append(1)
         while not answer.is_set():
             await asyncio.sleep(0.02)
