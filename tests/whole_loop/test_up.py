@@ -8,10 +8,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from standing_servers import free_port
 from whole_loop_home import (
@@ -169,11 +171,43 @@ def test_an_iteration_waits_for_its_labels_and_goes_on_by_itself(up: Up):
     done = up.ended(second)
     assert done["state_name"] == "Completed", done["state"]
     assert up.tasks(done["id"]) == ITERATION
+    _assert_mlflow_shows_the_batch(up)
     assert again["state_type"] == "COMPLETED"
 
     late = [up.start("rlhf-iteration/weekly") for _ in range(2)]
     assert {up.ended(run)["state_name"] for run in late} == {"Skipped"}
     assert "v2/sample_pairs" not in digests(up.home)
+
+
+def _assert_mlflow_shows_the_batch(up: Up) -> None:
+    """What people labelled stands in MLflow, and both reward models trained on it."""
+    url = f"http://127.0.0.1:{up.ports[1]}/api/2.0/mlflow"
+    experiments = _posted(f"{url}/experiments/search", {"max_results": 100})["experiments"]
+    body = {
+        "experiment_ids": [found["experiment_id"] for found in experiments],
+        "filter": "tags.`rlhf.version` = '1'",
+        "max_results": 1000,
+    }
+    metrics = {}
+    for run in _posted(f"{url}/runs/search", body)["runs"]:
+        given = {metric["key"]: metric["value"] for metric in run["data"].get("metrics", [])}
+        metrics[run["info"]["run_name"]] = given
+    (delivery,) = (up.home / "annotation" / "deliveries").glob("*.parquet")
+    rows = pq.read_table(delivery).to_pylist()
+    batch = next(m for name, m in metrics.items() if "collect_preferences" in name)
+    assert batch["num_comparisons"] == len(rows) > 0
+    assert batch["mean_turns"] >= 1
+    for column in ("rating", "safety_label"):
+        for kind, count in Counter(row[column] for row in rows if row[column]).items():
+            assert batch[f"{column}/{kind}"] == count
+    assert sum("reward_model" in name for name in metrics) == 2
+
+
+def _posted(url: str, body: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def test_one_stage_again_runs_that_stage_alone(up: Up):
