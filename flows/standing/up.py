@@ -20,7 +20,7 @@ from flows.server import is_full
 from flows.standing import state
 from flows.standing.addresses import Addresses
 from flows.standing.descendants import end_descendants, inherit_orphans
-from flows.standing.programs import POOLS, Program, log_of, servers, workers
+from flows.standing.programs import Program, log_of, servers, workers
 
 _START_SECONDS = 300.0
 """A busy machine imports Prefect and MLflow for a minute."""
@@ -54,11 +54,13 @@ class Servers:
         self,
         where: Places,
         at: Addresses,
+        pools: Sequence[str],
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
         self._where = where
         self._at = at
+        self._pools = pools
         self._environment = environment
         self._say = say
         self._kept: list[_Kept] = []
@@ -75,8 +77,8 @@ class Servers:
             try:
                 self._start(servers(self._where, self._at), before=self._make_database)
                 self._register()
-                self._put_back(list(POOLS))
-                self._start(workers(self._at))
+                self._put_back(self._pools)
+                self._start(workers(self._at, self._pools))
                 state.write(self._where, self._at, ready=True)
                 announce()
                 while True:
@@ -111,7 +113,7 @@ class Servers:
     def _register(self) -> None:
         self._run_to_end("deployments", ("flows.standing.deployments",))
 
-    def _put_back(self, pools: list[str]) -> None:
+    def _put_back(self, pools: Sequence[str]) -> None:
         """What workers that are gone were running: see leftovers."""
         self._run_to_end("leftovers", ("flows.standing.leftovers", *pools))
 
