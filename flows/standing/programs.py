@@ -32,12 +32,19 @@ class Program:
     """Of a worker: the pool it works for."""
 
 
+def owns_mlflow_database() -> bool:
+    """Whether MLflow's database is a file in the home. Else the user names another one, as one does
+    for Prefect by PREFECT_API_DATABASE_CONNECTION_URL, and MLflow itself reads that variable."""
+    return not os.environ.get("MLFLOW_BACKEND_STORE_URI")
+
+
 def servers(where: Places, at: Addresses) -> list[Program]:
     """What answers on a port, in the order in which it is needed."""
+    backend = ("--backend-store-uri", f"sqlite:///{where.mlflow_database}")
     prefect = ("server", "start", "--host", at.host, "--port", str(at.prefect_port))
     mlflow = (
         *("server", "--host", LOOPBACK, "--port", str(at.mlflow_port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{where.mlflow_database}"),
+        *(backend if owns_mlflow_database() else ()),  # no password on a command line
         *("--artifacts-destination", where.mlflow_artifacts),
         *("--allowed-hosts", f"{LOOPBACK}:{at.mlflow_port},localhost:{at.mlflow_port}"),
     )

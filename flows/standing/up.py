@@ -20,7 +20,7 @@ from flows.server import is_full
 from flows.standing import state
 from flows.standing.addresses import Addresses
 from flows.standing.descendants import end_descendants, inherit_orphans
-from flows.standing.programs import POOLS, Program, log_of, servers, workers
+from flows.standing.programs import POOLS, Program, log_of, owns_mlflow_database, servers, workers
 
 _START_SECONDS = 300.0
 """A busy machine imports Prefect and MLflow for a minute."""
@@ -105,7 +105,7 @@ class Servers:
 
     def _make_database(self) -> None:
         """MLflow refuses for good a database whose making was interrupted: make it whole."""
-        if not self._where.mlflow_database.exists():
+        if owns_mlflow_database() and not self._where.mlflow_database.exists():
             self._run_to_end("mlflow-database", ("flows.standing.database",))
 
     def _register(self) -> None:
