@@ -136,6 +136,7 @@ def deploy(
     os.environ |= {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": named or str(where.recipe),
+        "RLHF_FLOW_COMMAND": "",  # a worker elsewhere has another Python, or a container
         **schedule_variables(cron, timezone),
     }
     from flows.standing.deployments import main

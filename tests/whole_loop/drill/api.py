@@ -63,7 +63,8 @@ class Prefect:
     def set_state(self, run: str, type_: str, name: str) -> None:
         """What the page's Retry and Cancel send."""
         state = {"type": type_, "name": name, "message": "From the page"}
-        self.call(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+        answer = self.call(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+        assert answer["status"] == "ACCEPT", answer
 
     def retry(self, run: str) -> None:
         """The page's Retry."""

@@ -86,6 +86,11 @@ class House:
         return False
 
     @property
+    def is_up(self) -> bool:
+        """Whether `rlhf up` is there."""
+        return self._up is not None and self._up.poll() is None
+
+    @property
     def up_pid(self) -> int:
         """Of `rlhf up`."""
         assert self._up is not None

@@ -8,6 +8,7 @@ is 1 when a row fails.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -48,7 +49,9 @@ class Drill:
     def run(self, rows: Iterable[Row]) -> bool:
         """Whether no row failed."""
         self._house.cron = rows_schedule.EVERY_MINUTE  # for the first row, which ends it
-        holds = self._row(Row("rlhf up", _start))
+        if not self._row(Row("rlhf up", _start)):
+            return False
+        holds = True
         for row in rows:
             holds &= self._row(row)
         return holds & self._row(Row("rlhf fsck, rlhf down", _finish), is_up=False)
@@ -66,16 +69,18 @@ class Drill:
             traceback.print_exc(file=sys.stderr)
             verdict, note = "FAIL", " ".join(f"{type(error).__name__}: {error}".split())[:400]
         print(_line(row.name, verdict, f"{time.monotonic() - started:.0f} s", note), flush=True)
-        if verdict == "FAIL" and is_up:
+        if verdict == "FAIL" and is_up and self._house.standing:
             self._recover()
         return verdict != "FAIL"
 
     def _recover(self) -> None:
         """A row that failed leaves nothing to the next one."""
-        self._house.cancel_everything()
-        if self._checks.settled():
-            self._house.kill_everything()
-            self._house.up()
+        if self._house.is_up:
+            self._house.cancel_everything()
+            if not self._checks.settled():
+                return
+        self._house.kill_everything()
+        self._house.up()
 
 
 def _start(house: House) -> str:
@@ -121,6 +126,7 @@ def main() -> None:
         "--database", choices=("sqlite", "postgres"), help="Prefect's and MLflow's; else both"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what has been started is ended, too
     holds = True
     for database in (arguments.database,) if arguments.database else ("sqlite", "postgres"):
         print(f"--- {database} ---", flush=True)
