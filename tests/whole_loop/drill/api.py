@@ -8,8 +8,9 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 1800.0
 """For one flow run that takes 20 s: a busy machine may be many times slower than a calm one."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _AWAY_SECONDS = 600.0
@@ -160,6 +161,10 @@ class Mlflow:
             for run in self.call("runs/search", body).get("runs", [])
         ]
 
+    def forget(self, run: str) -> None:
+        """Delete a run."""
+        self.call("runs/delete", {"run_id": run})
+
     def history(self, run: str, metric: str) -> list[tuple[int, float]]:
         """A metric of a run: (step, value) in the order of the steps."""
         return sorted(self._rows(run, metric))
@@ -167,7 +172,7 @@ class Mlflow:
     def _rows(self, run: str, metric: str) -> Iterator[tuple[int, float]]:
         token = ""
         while True:
-            query = f"run_id={run}&metric_key={metric}&max_results=25000"
+            query = f"run_id={run}&metric_key={quote(metric)}&max_results=25000"
             page = self.call(
                 f"metrics/get-history?{query}" + (f"&page_token={token}" * bool(token))
             )

@@ -77,14 +77,14 @@ class Checks:
             return [f"{name} is not in MLflow"]
         if run["status"] != "FINISHED":
             return [f"{name} is {run['status']} in MLflow"]
-        wanted: dict[str, list[tuple[int, float]]] = {}
+        spooled: dict[str, list[tuple[int, float]]] = {}
         for row in read_metrics(self._house.store, manifest.key):
             for metric, value in row.items():
                 if metric not in ("step", "time") and math.isfinite(value):
-                    wanted.setdefault(metric, []).append((int(row["step"]), float(value)))
+                    spooled.setdefault(metric, []).append((int(row["step"]), float(value)))
         problems = []
-        for metric, rows in wanted.items():
-            found = self._house.mlflow.history(run["id"], metric)
+        for metric, unsorted in spooled.items():
+            found, rows = self._house.mlflow.history(run["id"], metric), sorted(unsorted)
             if [step for step, _ in found] != [step for step, _ in rows]:
                 problems.append(f"{name}: {metric} has {len(found)} steps for {len(rows)}")
             elif not metric.startswith(_MEASURED) and not _are_near(found, rows):

@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WHOLE_LOOP = Path(__file__).resolve().parents[1]
@@ -75,10 +75,11 @@ class Drill:
 
     def _recover(self) -> None:
         """A row that failed leaves nothing to the next one."""
-        if self._house.is_up:
-            self._house.cancel_everything()
-            if not self._checks.settled():
-                return
+        with suppress(Exception):  # whatever state it has left things in
+            if self._house.is_up:
+                self._house.cancel_everything()
+                if not self._checks.settled():
+                    return
         self._house.kill_everything()
         self._house.up()
 

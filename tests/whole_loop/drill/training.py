@@ -27,9 +27,9 @@ class Training:
         new = set(self.work.glob("attempt-*")) - self._earlier
         return sorted(new, key=lambda path: int(path.name.removeprefix("attempt-")))
 
-    def steps(self, attempt: int = -1) -> list[int]:
-        """Steps that an attempt has reported."""
-        return [row["step"] for row in rows_of(self.attempts()[attempt])] if self.attempts() else []
+    def steps(self) -> list[int]:
+        """Steps that the last attempt has reported."""
+        return [row["step"] for row in rows_of(self.attempts()[-1])] if self.attempts() else []
 
     def times(self) -> list[float]:
         """Unix times at which the last attempt's steps ended."""
@@ -47,8 +47,9 @@ class Training:
 
     def judge(self) -> str:
         """Whether the last attempt resumed and gave the same bits; how many steps it made again."""
-        require(len(self.attempts()) > 1, "nothing was interrupted")
-        first, last = self.steps(-1)[0], self.steps(-2)[-1]
+        told = [rows for attempt in self.attempts() if (rows := rows_of(attempt))]
+        require(len(told) > 1, "nothing was interrupted")
+        first, last = told[-1][0]["step"], told[-2][-1]["step"]
         require(first > 0, "it began anew")
         require(self._house.digests(0) == self.digests, "another digest than without a break")
         return f"{last + 1 - first} of {last + 1} steps again, same digest"
