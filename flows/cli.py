@@ -150,7 +150,9 @@ def stage(
     from flows.cascade import rerun
     from flows.occupied import claim, occupied
     from flows.runner import Walk, find_nodes
+    from flows.server import use_standing
 
+    use_standing(where)
     wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)
     with occupied(opened(where)[0]):
         claim(where, chosen, keep=True)

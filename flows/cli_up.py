@@ -151,6 +151,7 @@ def deploy(
     os.environ |= {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": named or str(where.recipe),
+        "RLHF_FLOW_COMMAND": "",  # a worker elsewhere has another Python, or a container
         **user_variables(cron, timezone, webhook),
     }
     from flows.standing.deployments import main

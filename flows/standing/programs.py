@@ -1,6 +1,7 @@
 """The programs of `rlhf up`: their commands and the settings they read."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,19 @@ class Program:
     """Of a worker: the pool it works for."""
 
 
+def owns_mlflow_database() -> bool:
+    """Whether MLflow's database is a file in the home. Else the user names another one, as one does
+    for Prefect by PREFECT_API_DATABASE_CONNECTION_URL, and MLflow itself reads that variable."""
+    return not os.environ.get("MLFLOW_BACKEND_STORE_URI")
+
+
 def servers(where: Places, at: Addresses) -> list[Program]:
     """What answers on a port, in the order in which it is needed."""
+    backend = ("--backend-store-uri", f"sqlite:///{where.mlflow_database}")
     prefect = ("server", "start", "--host", at.host, "--port", str(at.prefect_port))
     mlflow = (
         *("server", "--host", LOOPBACK, "--port", str(at.mlflow_port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{where.mlflow_database}"),
+        *(backend if owns_mlflow_database() else ()),  # no password on a command line
         *("--artifacts-destination", where.mlflow_artifacts),
         *("--allowed-hosts", f"{LOOPBACK}:{at.mlflow_port},localhost:{at.mlflow_port}"),
     )
@@ -91,6 +99,7 @@ def environment_of(
     settings = {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": str(where.recipe.resolve()),
+        "RLHF_FLOW_COMMAND": f"{sys.executable} -m prefect.engine",
         "PREFECT_API_URL": at.api,
         "PREFECT_HOME": str(where.prefect_home),
         "PREFECT_SERVER_UI_API_URL": at.api,  # else the page asks port 4200
