@@ -319,7 +319,8 @@ def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
         if len(set(scores)) > 1 and len(set(gold)) > 1:
             from scipy.stats import spearmanr  # here, since it takes a second
 
-            metrics[f"judge_agreement/{domain}"] = float(spearmanr(scores, gold).statistic)
+            correlation, _ = spearmanr(scores, gold)
+            metrics[f"judge_agreement/{domain}"] = float(correlation)
     return metrics
 
 
