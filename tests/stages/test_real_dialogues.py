@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from small_store import prompt, small_store
 
 from data_contracts.parquet import read_table
@@ -62,8 +63,14 @@ def test_ghost_attention_keeps_what_people_said_and_learns_its_own_last_answer(s
     assert kinds["joined"] >= 1
 
 
-def test_safety_distillation_keeps_the_whole_dialogue_without_its_preprompt(store):
+def test_safety_distillation_keeps_the_whole_dialogue_without_its_preprompt(store, monkeypatch):
     work, refs, asked = store
+    calls = iter((0.0, 1.0))  # the Safety RM prefers every distilled answer
+    monkeypatch.setattr(
+        safety_distillation,
+        "score_sequences",
+        lambda scorer, sequences, rank: torch.full((len(sequences),), next(calls)),
+    )
     config = safety_distillation.Config(
         version=2,
         prompts=refs["prompts"],
