@@ -10,6 +10,7 @@ from data_contracts.store import Manifest
 from flows import run_figures as figures
 from flows.environment import Places
 from flows.graph import BASE, policy_label, version_label
+from flows.judgements import all_games
 from flows.models import list_models
 from flows.pages.page import (
     Answer,
@@ -44,6 +45,7 @@ def run_page(record: RunRecord, product: str, where: Places) -> Page:
         for title, blocks in (
             ("Versions", list(_versions(record))),
             ("Strength", list(_strengths(record))),
+            ("People and outside judges", list(_judgements(record))),
             ("Scores", list(_scores(record))),
             ("Reward models", list(_reward_models(record))),
             ("Gates", list(_gates(record))),
@@ -123,11 +125,14 @@ def _rows_of(record: RunRecord, version: str, judge: str) -> Iterator[list[Cell]
 def _strengths(record: RunRecord) -> Iterator[Block]:
     """Bradley-Terry over all pairs of versions on the same prompts."""
     found = {
-        f"{domain.value}, {judge_name(judge)}": played
+        f"{domain.value}, {judge_name(judge)}": strength
         for judge, column in ((GOLD, "gold_{}"), (REWARD_MODEL, "{}_score"))
         for domain in Domain
-        if (played := _strength(record, domain, column.format(domain.value)))
+        if (strength := _strength(_games(record, domain, column.format(domain.value))))
     }
+    for (judge, domain), games in all_games(record.judgements).items():
+        if strength := _strength(games):
+            found[f"{domain}, {judge}"] = strength
     if not found:
         return
     rows = [
@@ -146,20 +151,70 @@ def _strengths(record: RunRecord) -> Iterator[Block]:
     )
 
 
-def _strength(record: RunRecord, domain: Domain, column: str) -> list[Strength]:
+def _strength(games: list[Game]) -> list[Strength]:
+    """None where SFT is not among the versions, or where some have never met."""
+    try:
+        return strengths(games, _SFT, num_resamples=400) if games else []
+    except ValueError:
+        return []
+
+
+def _games(record: RunRecord, domain: Domain, column: str) -> list[Game]:
     by_prompt: dict[str, dict[str, tuple[bool, float]]] = {}
     for row in record.evaluations:
         if row["domain"] == domain and row[column] is not None:
             ended = row["finished"] or column.startswith(GOLD)
             by_prompt.setdefault(row["prompt_id"], {})[row["version"]] = (ended, row[column])
-    games = [
+    return [
         Game(prompt, a, b, 0.5 if scores[a] == scores[b] else float(scores[a] > scores[b]))
         for prompt, scores in by_prompt.items()
         for i, a in enumerate(record.labels)
         for b in record.labels[:i]
         if a in scores and b in scores
     ]
-    return strengths(games, _SFT, num_resamples=400) if games else []
+
+
+def _judgements(record: RunRecord) -> Iterator[Block]:
+    """Beside the win rates above: the scale, agreement, and what became of each request."""
+    rows: list[list[Cell]] = []
+    for judgement in record.judgements:
+        for found in judgement.summaries:
+            scale = found["scale"]
+            rows.append(
+                [
+                    judgement.judge,
+                    f"{judgement.version} against {judgement.opponent}",
+                    found["row"]["domain"],
+                    f"[{found['bootstrap']['low']:.3f}, {found['bootstrap']['high']:.3f}]",
+                    f"{scale['mean']:+.2f} [{scale['low']:+.2f}, {scale['high']:+.2f}]",
+                    _coefficient(found["ac1"]),
+                    _coefficient(found["ac2"]),
+                ]
+            )
+    if not rows:
+        return
+    headers = ["judge", "versions", "domain", "win rate, bootstrap", "mean of −3 … 3"]
+    yield Table(
+        [*headers, "Gwet's AC1", "Gwet's AC2"],
+        rows,
+        "Win rates are with the versions; here their bootstrap intervals, the 7-point scale, and "
+        "how far raters agree",
+        text_columns=(1, 2),
+    )
+    for judgement in record.judgements:
+        told = ", ".join(
+            f"{name.removeprefix('num_').replace('_', ' ')} {value:,.4g}"
+            for name, value in judgement.counts.items()
+            if value is not None
+        )
+        versions = f"{judgement.version} against {judgement.opponent}"
+        yield Text(f"{judgement.judge}, {versions}, {judgement.at}: {told}.")
+
+
+def _coefficient(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return NONE
+    return f"{found['coefficient']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _scores(record: RunRecord) -> Iterator[Block]:
