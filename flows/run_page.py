@@ -89,7 +89,7 @@ def _versions(record: RunRecord) -> Iterator[Block]:
     if not record.labels:
         return
     for judge in record.judges:
-        rows = [row for version in record.labels[1:] for row in _rows_of(record, version, judge)]
+        rows = [row for v in record.all_labels[1:] for row in _rows_of(record, v, judge)]
         if rows:
             yield Table(
                 ["version", "against", *(d.value for d in Domain)],
@@ -136,11 +136,11 @@ def _strengths(record: RunRecord) -> Iterator[Block]:
     if not found:
         return
     rows = [
-        [label, *(_elo(series, version) for version in record.labels)]
+        [label, *(_elo(series, version) for version in record.all_labels)]
         for label, series in found.items()
     ]
     yield Table(
-        ["judged by", *record.labels],
+        ["judged by", *record.all_labels],
         rows,
         "Bradley-Terry strength on Elo's scale, 95 % intervals by bootstrap over prompts",
     )
@@ -168,8 +168,8 @@ def _games(record: RunRecord, domain: Domain, column: str) -> list[Game]:
     return [
         Game(prompt, a, b, 0.5 if scores[a] == scores[b] else float(scores[a] > scores[b]))
         for prompt, scores in by_prompt.items()
-        for i, a in enumerate(record.labels)
-        for b in record.labels[:i]
+        for i, a in enumerate(record.all_labels)
+        for b in record.all_labels[:i]
         if a in scores and b in scores
     ]
 
@@ -226,7 +226,7 @@ def _scores(record: RunRecord) -> Iterator[Block]:
         for domain in Domain
     }
     rows = []
-    for version in record.labels:
+    for version in record.all_labels:
         means = [mean_of(record, version, domain, column) for domain, column in columns.values()]
         ended = [row["finished"] for row in record.evaluations if row["version"] == version]
         cells = [f"{m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" if m else NONE for m in means]
@@ -252,6 +252,24 @@ def _scores(record: RunRecord) -> Iterator[Block]:
             [[family, *_family(record, family)] for family in families],
             "Gold score by task family: an average hides the skill that was lost",
         )
+    counted = {(r["measure"], r["group"], r["version"]): r for r in record.rates}
+    if counted:
+        versions = list(dict.fromkeys(row["version"] for row in record.rates))
+        yield Table(
+            ["share of answers", *versions],
+            [
+                [f"{measure.replace('_', ' ')}, {group}"]
+                + [_share(counted.get((measure, group, version))) for version in versions]
+                for measure, group in dict.fromkeys((m, g) for m, g, _ in counted)
+            ],
+            "Instructions of the first turn that are kept (Table 30), and harmless prompts refused",
+        )
+
+
+def _share(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return NONE
+    return f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] n={row['num_answers']}"
 
 
 def _family(record: RunRecord, family: str) -> Iterator[str]:
@@ -289,6 +307,17 @@ def _reward_models(record: RunRecord) -> Iterator[Block]:
         "Accuracy on the model's own held-out set as preferences are added (Figure 6). Each "
         "version's set holds all batches so far, so it grows harder as the versions come closer.",
     )
+    yield from _calibration(record, newest)
+
+
+def _calibration(record: RunRecord, version: int) -> Iterator[Block]:
+    rows = [row for domain in Domain for row in record.calibration(version, domain)]
+    if rows:
+        yield Figure(
+            figures.calibration(rows),
+            f"Calibration of v{version}'s reward models on their own held-out sets (Figure 29): "
+            "how often the response that they prefer was chosen, or the one they call safe is.",
+        )
 
 
 def _gates(record: RunRecord) -> Iterator[Block]:
