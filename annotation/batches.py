@@ -148,7 +148,7 @@ def open_batch(session: Session) -> Batch | None:
 
 def get_batch(session: Session, week: int) -> Batch:
     """A batch by its week, locked; raises NotThereError."""
-    batch = session.get(Batch, week, with_for_update=True)
+    batch = session.get(Batch, week, with_for_update={"key_share": True})
     if batch is None:
         raise _no_batch(week)
     return batch
@@ -197,9 +197,8 @@ def deliver(session: Session, week: int, now: datetime) -> list[Entry]:
     """
     get_batch(session, week).state = BatchState.closed
     # nobody takes a label back while it goes out; see `labelling.undo`
-    session.execute(
-        select(Batch.week).where(Batch.week <= week).order_by(Batch.week).with_for_update()
-    )
+    earlier = select(Batch.week).where(Batch.week <= week).order_by(Batch.week)
+    session.execute(earlier.with_for_update(key_share=True))
     for entry in standing(session, week):
         session.add(Delivery(label_id=entry.id, week=week, delivered_at=now))
     session.add(_audit(now, "deliver", f"batch {week}"))
