@@ -153,7 +153,7 @@ def _reply(
 ) -> None:
     """Both models write at once; side by side on a wide terminal, else one after the other."""
     before = [conversation.num_forgotten for conversation in conversations]
-    requests: "list[Request]" = []
+    requests: list[Request] = []
     try:
         for conversation in conversations:
             requests.append(ask(conversation, text, number))
