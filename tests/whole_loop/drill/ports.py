@@ -5,7 +5,7 @@ import socket
 from contextlib import suppress
 
 _BELOW_THE_KERNELS = range(20_000, 32_000)
-"""The kernel gives outgoing connections ports from 32768 on: it would take one of ours meanwhile."""
+"""From 32768 on the kernel gives ports to outgoing connections: it would take ours meanwhile."""
 
 
 def lasting_port() -> int:
