@@ -211,7 +211,7 @@ class Servers:
         secret = self._environment.get("PREFECT_API_AUTH_STRING", "")
         try:
             now = lost_runs(self._at.api, secret, list(POOLS), descendants())
-        except (OSError, ValueError, KeyError):  # the server is away, or not itself yet
+        except OSError:  # the server is away
             return
         if still := sorted(now & self._lost):
             self._say(f"No process works for {len(still)} run(s) any more; putting back")
