@@ -8,7 +8,16 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_serve, cli_up, cli_upkeep, cli_views
+from flows import (
+    cli_annotations,
+    cli_chat,
+    cli_evaluation,
+    cli_report,
+    cli_serve,
+    cli_up,
+    cli_upkeep,
+    cli_views,
+)
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -36,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""The Llama 2 pipeline, from raw text to RLHF-Vn, as stages that can be re-run one by one.
 
-Try `rlhf demo`: a world of its own, no network, no GPU, ten minutes on two cores.
+Try `rlhf demo`: a world of its own, no network, no GPU, twelve minutes on two cores.
 Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
@@ -45,6 +54,7 @@ what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and w
 
 
 app.add_typer(cli_annotations.app, name="annotations")
+app.add_typer(cli_evaluation.app, name="evaluation")
 
 
 def main() -> None:
@@ -61,7 +71,7 @@ def demo(
     versions: VersionsOption = None,
     num_processes: ProcessesOption = None,
 ) -> None:
-    """Run the embedded sandbox from raw text to RLHF-V2.
+    """Run the embedded sandbox from raw text to RLHF-V5.
 
     Its prompts, demonstrations and annotators are generated, and a gold judge that no training
     sees says whether RLHF worked. Run it again and everything is reused:
@@ -234,7 +244,14 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
+for command in (
+    cli_chat.chat,
+    cli_serve.serve,
+    cli_report.report,
+    cli_up.up,
+    cli_up.down,
+    cli_up.deploy,
+):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)

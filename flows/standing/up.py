@@ -21,7 +21,14 @@ from flows.standing import state
 from flows.standing.addresses import Addresses
 from flows.standing.descendants import descendants, end_descendants, inherit_orphans
 from flows.standing.lost_runs import lost_runs
-from flows.standing.programs import POOLS, Program, log_of, owns_mlflow_database, servers, workers
+from flows.standing.programs import (
+    POOLS,
+    Program,
+    log_of,
+    owns_mlflow_database,
+    servers,
+    workers,
+)
 
 _START_SECONDS = 600.0
 """A busy machine imports Prefect and MLflow for minutes. A program that ends is seen at once."""
@@ -57,11 +64,13 @@ class Servers:
         self,
         where: Places,
         at: Addresses,
+        pools: Sequence[str],
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
         self._where = where
         self._at = at
+        self._pools = pools
         self._environment = environment
         self._say = say
         self._kept: list[_Kept] = []
@@ -81,8 +90,8 @@ class Servers:
             try:
                 self._start(servers(self._where, self._at), before=self._make_database)
                 self._register()
-                self._put_back(list(POOLS))
-                self._start(workers(self._at))
+                self._put_back(self._pools)
+                self._start(workers(self._at, self._pools))
                 state.write(self._where, self._at, ready=True)
                 announce()
                 while True:
@@ -118,7 +127,7 @@ class Servers:
     def _register(self) -> None:
         self._run_to_end("deployments", ("flows.standing.deployments",))
 
-    def _put_back(self, pools: list[str], runs: Sequence[str] = ()) -> None:
+    def _put_back(self, pools: Sequence[str], runs: Sequence[str] = ()) -> None:
         """What workers that are gone were running: see leftovers."""
         only = ("--runs", *runs) if runs else ()
         self._run_to_end("leftovers", ("flows.standing.leftovers", *pools, *only))
@@ -210,6 +219,7 @@ class Servers:
         self._looked_at = time.monotonic()
         secret = self._environment.get("PREFECT_API_AUTH_STRING", "")
         try:
+            # on a stage's pool workers of other machines may work, too
             now = lost_runs(self._at.api, secret, list(POOLS), descendants())
         except OSError:  # the server is away
             return
@@ -218,7 +228,7 @@ class Servers:
             self._try_to_put_back(list(POOLS), still)
         self._lost = now
 
-    def _try_to_put_back(self, pools: list[str], runs: Sequence[str] = ()) -> None:
+    def _try_to_put_back(self, pools: Sequence[str], runs: Sequence[str] = ()) -> None:
         try:
             self._put_back(pools, runs)
         except UserError as error:  # the server may be away, too; the next `rlhf up` does it
