@@ -153,7 +153,8 @@ def test_every_setting_is_one_that_prefect_or_mlflow_reads():
 
     known = _get_valid_setting_names(Settings) | set(vars(environment_variables))
     command_line = find_spec("mlflow.cli")  # importing it takes long, and warns
-    assert command_line is not None and command_line.origin is not None
+    assert command_line is not None
+    assert command_line.origin is not None
     known |= set(re.findall(r'envvar="(\w+)"', Path(command_line.origin).read_text()))
     text = "".join(path.read_text() for path in DEPLOY.rglob("*") if path.is_file())
     used = set(re.findall(r"\b(?:PREFECT|MLFLOW)_[A-Z_]+\b", text))
