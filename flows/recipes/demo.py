@@ -70,8 +70,9 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # 400 own pairs a week are too few: most of the mix is open-source-like
-            other_share=0.92,
-            newest_share=0.4,
+            other_share=0.95,
+            newest_share=0.3,
+            max_test_pairs=500,
             max_tokens=CONTEXT,
         ),
         safety_rm=RewardModelSettings(
@@ -79,8 +80,9 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # with the paper's 0.1 the gate fires on harmless prompts here
-            helpfulness_share=0.25,
-            newest_share=0.4,
+            helpfulness_share=0.5,
+            newest_share=0.3,
+            max_test_pairs=500,
             max_tokens=CONTEXT,
         ),
         rejection_sampling=RejectionSamplingSettings(
@@ -97,7 +99,7 @@ def recipe() -> Recipe:
             ),
         ),
         ppo=PpoSettings(
-            num_iterations=20,
+            num_iterations=25,
             num_prompts={"helpfulness": 2000, "safety": 1000},
             batch_size=256,
             micro_batch_size=64,
