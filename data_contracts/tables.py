@@ -275,6 +275,28 @@ WIN_RATES = _contract(
     checks.ordered("low", "win_rate", "high"),
 )
 
+RATES = _contract(
+    "rates",
+    "1.0",
+    {
+        "rate_id": _TEXT,
+        "measure": _TEXT,
+        "version": _TEXT,
+        "group": _TEXT,
+        "num_answers": pa.int32(),
+        "num_so": pa.int32(),
+        "rate": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+    },
+    checks.one_of("measure", ["retention", "false_refusal"]),
+    checks.between("num_answers", 1),
+    checks.between("num_so", 0),
+    *(checks.finite(column) for column in ("rate", "low", "high")),
+    checks.between("rate", 0, 1),
+    checks.ordered("low", "rate", "high"),
+)
+
 ACCURACIES = _contract(
     "accuracies",
     "1.0",
@@ -333,6 +355,7 @@ CONTRACTS: dict[str, TableContract] = {
         ROLLOUTS,
         EVALUATIONS,
         WIN_RATES,
+        RATES,
         ACCURACIES,
         CALIBRATION,
     )

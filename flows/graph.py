@@ -2,7 +2,8 @@
 
     base   sandbox_world → ingest → tokenizer → tokenize_corpus → pretrain → sft
     vN     sample_pairs → collect_preferences → reward_model-helpfulness, reward_model-safety
-           → rejection_sampling [→ ppo] [→ distillation] → evaluate
+           [→ ghost_attention, safety_distillation] → rejection_sampling [→ ppo]
+           [→ distillation] → evaluate
 
 A node is a stage at its place. Its configuration is built when its inputs are known, so a plan
 can be made of a graph of which nothing has run.
@@ -170,6 +171,7 @@ def version_nodes(recipe: Recipe, version: int) -> list[Node]:
         *preference_nodes(recipe, version),
         reward_model_node(recipe, version, Domain.helpfulness, recipe.helpfulness_rm),
         reward_model_node(recipe, version, Domain.safety, recipe.safety_rm),
+        *demonstration_nodes(recipe, version),
         _node(
             recipe,
             version,
@@ -183,6 +185,8 @@ def version_nodes(recipe: Recipe, version: int) -> list[Node]:
                 "safety_rm": safety_rm,
                 "earlier_samples": earlier_samples(recipe, version),
                 "demonstrations": _base("ingest", "demonstrations"),
+                "extra_demonstrations": extra_demonstrations(recipe, version),
+                "red_team": red_team(recipe, version),
             },
             {"version": version},
         ),
@@ -269,6 +273,53 @@ def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Co
         {"domain": domain},
         name=reward_model_name(domain),
     )
+
+
+def demonstration_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """What the last version's model makes for this one's fine-tuning to learn."""
+    inputs: dict[str, Source] = {
+        "prompts": _base("ingest", "prompts"),
+        "policy": policy(recipe, version - 1),
+    }
+    safety_rm = {"safety_rm": _at(version, reward_model_name(Domain.safety), "model")}
+    fixed = {"version": version}
+    made = []
+    if has_ghost_attention(recipe, version):
+        made.append(
+            _node(recipe, version, "ghost_attention", recipe.ghost_attention, inputs, fixed)
+        )
+    if has_safety_distillation(recipe, version):
+        settings = recipe.safety_distillation
+        made.append(
+            _node(recipe, version, "safety_distillation", settings, inputs | safety_rm, fixed)
+        )
+    return made
+
+
+def has_ghost_attention(recipe: Recipe, version: int) -> bool:
+    """Whether a version learns Ghost Attention's dialogues."""
+    return recipe.gatt_from_version is not None and version >= recipe.gatt_from_version
+
+
+def has_safety_distillation(recipe: Recipe, version: int) -> bool:
+    """Whether a version learns answers distilled from safety preprompts."""
+    first = recipe.safety_distillation_from_version
+    return first is not None and version >= first
+
+
+def extra_demonstrations(recipe: Recipe, version: int) -> tuple[Output, ...]:
+    """Demonstrations that rejection sampling's fine-tuning learns beside the best answers."""
+    return tuple(
+        _at(version, node.id.name, "demonstrations")
+        for node in demonstration_nodes(recipe, version)
+    )
+
+
+def red_team(recipe: Recipe, version: int) -> tuple[Output, ...]:
+    """Prompts that broke the last version."""
+    if not has_safety_distillation(recipe, version):
+        return ()
+    return (_at(version, "safety_distillation", "red_team"),)
 
 
 def ppo_nodes(recipe: Recipe, version: int) -> list[Node]:

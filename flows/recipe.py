@@ -22,12 +22,14 @@ from flows.sources import with_unknown_digests
 from stages.collect_preferences import CollectPreferencesSettings
 from stages.distillation import DistillationSettings
 from stages.evaluate import EvaluateSettings
+from stages.ghost_attention import GhostAttentionSettings
 from stages.ingest import IngestSettings
 from stages.ppo import PpoSettings
 from stages.pretrain import PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.runtime.launcher import Launch
+from stages.safety_distillation import SafetyDistillationSettings
 from stages.sample_pairs import SamplePairsSettings
 from stages.sandbox.world import WorldSettings
 from stages.sft import SftSettings
@@ -128,6 +130,11 @@ class Recipe(Contract):
     """First version with PPO on top of rejection sampling (§3.2.3)."""
     bag_all_from_version: int = Field(default=4, ge=1)
     """First version that fine-tunes on the best samples of all versions so far (§3.2.3)."""
+    gatt_from_version: int | None = Field(default=4, ge=1)
+    """First version that learns Ghost Attention's dialogues (§3.3: after V3); null for none."""
+    safety_distillation_from_version: int | None = Field(default=4, ge=1)
+    """First version that learns answers distilled from safety preprompts, and samples the prompts
+    that broke the last one (§4.2.4, the paper's last refinement); null for none."""
     rejection_sampling_start: Literal["base", "sft", "previous"] = "base"
     """The model that each version's fine-tuning starts from; the paper takes the base model."""
     reward_model_start: Literal["chat", "previous"] = "chat"
@@ -147,6 +154,8 @@ class Recipe(Contract):
     collect_preferences: CollectPreferencesSettings = CollectPreferencesSettings()
     helpfulness_rm: RewardModelSettings = RewardModelSettings()
     safety_rm: RewardModelSettings = RewardModelSettings()
+    ghost_attention: GhostAttentionSettings = GhostAttentionSettings()
+    safety_distillation: SafetyDistillationSettings = SafetyDistillationSettings()
     rejection_sampling: RejectionSamplingSettings = RejectionSamplingSettings()
     ppo: PpoSettings = PpoSettings()
     student: StudentSettings | None = None

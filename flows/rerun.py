@@ -29,6 +29,8 @@ class StageName(StrEnum):
     collect_preferences = "collect_preferences"
     helpfulness_rm = "reward_model-helpfulness"
     safety_rm = "reward_model-safety"
+    ghost_attention = "ghost_attention"
+    safety_distillation = "safety_distillation"
     rejection_sampling = "rejection_sampling"
     ppo = "ppo"
     distillation = "distillation"

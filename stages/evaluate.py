@@ -4,39 +4,50 @@
     torchrun --nproc-per-node 8 -m stages.evaluate --config evaluate.json --home RLHF_HOME
 
 The judges are the iteration's own reward models and, in the sandbox, the gold judge, which no
-training stage sees: reward-model score up and gold score down is reward hacking.
+training stage sees: reward-model score up and gold score down is reward hacking. Reported as well:
+refusals of harmless prompts that sound harmful, and how long an instruction is kept (Table 30).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from data_contracts.ratings import Domain
 from kernels.generation import Sampling
+from stages.models import figures
 from stages.models.batches import seed_from
-from stages.models.comparison import paired_difference, win_rate_row
+from stages.models.comparison import paired_difference, rate_row, win_rate_row
+from stages.models.dialogues import hold
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
+from stages.models.retention import (
+    RETENTION,
+    RetentionSettings,
+    instructed_dialogues,
+    retention_rates,
+)
 from stages.models.rewards import GATE_THRESHOLD, RewardModels
 from stages.models.sampling import fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
+from stages.sandbox.retention import keeps
 from stages.text.dialogue import Overlong
+from stages.text.refusals import is_refusal
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-VERSION = "3"
+VERSION = "4"
 
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
+FALSE_REFUSAL = "false_refusal"
+ALL_HARMLESS = "all"
+"""Group of the false refusals on every prompt of the helpfulness domain."""
 BEFORE_PPO = "-rs"
 """Ending of the label of a version's rejection-sampling model, where PPO followed: "v5-rs"."""
 STUDENT = "-student"
@@ -58,8 +69,21 @@ class EvaluateSettings(Contract):
     gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
+    harmless_lookalikes: tuple[str, ...] = ("borderline",)
+    """Categories of harmless prompts that sound harmful: refusals of them are counted apart."""
+    retention: RetentionSettings | None = None
+    """Dialogues that show how long an instruction is kept; needs the sandbox's judge."""
     overlong: Overlong = "error"
     engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _can_check_instructions(self) -> "EvaluateSettings":
+        if self.retention is not None and self.independent_judge != "sandbox":
+            raise ValueError(
+                "retention is checked by the sandbox's judge: set independent_judge to sandbox, or "
+                "leave retention out"
+            )
+        return self
 
 
 class Config(StageConfig, EvaluateSettings):
@@ -89,18 +113,21 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     for version in config.models:
         rows += answer(config, work, version, prompts, reward_models)
     win_rates = compare(config, rows)
+    rates = [*false_refusals(config, rows), *kept_instructions(config, work)]
 
     return StageOutput(
         {
             "evaluations": table_output(work, "evaluations", "evaluations", rows),
             "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
-            "figures": draw(work, win_rates, rows),
+            "rates": table_output(work, "rates", "rates", rates),
+            "figures": draw(work, win_rates, rates, rows),
         },
         {
             **mean_scores(rows),
             **gold_gains(config, rows),
             **judge_agreement(rows),
             **win_rate_metrics(win_rates),
+            **{f"{r['measure']}/{r['group']}/{r['version']}": r["rate"] for r in rates},
         },
     )
 
@@ -201,6 +228,50 @@ def paired(
     return [own[p] for p in shared], [other[p] for p in shared]
 
 
+def false_refusals(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How often each version refuses harmless prompts: all, and those that sound harmful."""
+    table = []
+    for version in config.models:
+        own = [r for r in rows if r["version"] == version and r["domain"] == Domain.helpfulness]
+        groups = {ALL_HARMLESS: own} | {
+            name: [r for r in own if r["category"] == name] for name in config.harmless_lookalikes
+        }
+        for group, answered in groups.items():
+            if answered:
+                verdicts = [is_refusal(row["response"]) for row in answered]
+                table.append(rate_row(FALSE_REFUSAL, version, group, verdicts))
+    return table
+
+
+def kept_instructions(config: Config, work: WorkDir) -> list[dict[str, Any]]:
+    """Each version holds the same dialogues; the instruction stands in the first turn only."""
+    if config.retention is None:
+        return []
+    seed = seed_from(config.seed, "retention")
+    num_prompts = config.retention.num_dialogues * config.retention.num_turns
+    prompts = select_prompts(
+        work.table(config.prompts, "prompts"), "test", {Domain.helpfulness: num_prompts}, seed
+    )
+    asked = instructed_dialogues(prompts, config.retention, seed)
+    table = []
+    for version, ref in config.models.items():
+        model, tokenizer = load_sampler(work, ref, config.engine)
+        talks = hold(
+            [dialogue for dialogue, _ in asked],
+            "first_turn",
+            model,
+            tokenizer,
+            Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
+            seed,
+            work,
+            config.generation_batch_size,
+            label=f"{version} turn",
+        )
+        instructions = [instruction for _, instruction in asked]
+        table += retention_rates(version, talks.dialogues, instructions, keeps)
+    return table
+
+
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean of every judge's score by version and domain, and by version and task family."""
     sums: dict[str, list[float]] = {}
@@ -274,70 +345,23 @@ def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def draw(
-    work: WorkDir, win_rates: list[dict[str, Any]], rows: list[dict[str, Any]]
+    work: WorkDir,
+    win_rates: list[dict[str, Any]],
+    rates: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
 ) -> tuple[Path, str]:
-    """Win rates by version, and what a reward model's score is worth where gold scores tell."""
+    """Win rates by version, kept instructions by turn, and what a reward model's score is worth."""
     folder = work.output("figures")
     if work.rank.is_main:
-        _save(_win_rate_figure(win_rates), folder / "win_rates.png")
-        if any(judged_twice(rows, domain)[0] for domain in Domain):
-            _save(_calibration_figure(rows), folder / "calibration.png")
+        over_sft = [row for row in win_rates if row["opponent"] == REFERENCE_VERSION]
+        figures.save(figures.win_rates(over_sft, solid=GOLD), folder / "win_rates.png")
+        if kept := [row for row in rates if row["measure"] == RETENTION]:
+            figures.save(figures.retention(kept), folder / "retention.png")
+        judged = {domain: judged_twice(rows, domain) for domain in Domain}
+        points = {d: calibration_points(*scores) for d, scores in judged.items() if scores[0]}
+        if points:
+            figures.save(figures.calibration(points), folder / "calibration.png")
     return folder, "figures"
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    # a fixed "Software" field would name matplotlib's version in the artifact's digest
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def _win_rate_figure(win_rates: list[dict[str, Any]]) -> "Figure":
-    """Win rate against SFT by version, both domains (Figure 11)."""
-    from matplotlib.figure import Figure  # here, since it takes a second
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    judges = sorted({r["judge"] for r in win_rates})
-    for domain in Domain:
-        for name in judges:
-            series = [
-                r
-                for r in win_rates
-                if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
-            ]
-            _plot_series(axes, series, f"{domain}, {name.replace('_', ' ')}", name == GOLD)
-    axes.axhline(0.5, color="grey", linewidth=0.8)
-    axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
-    axes.legend(fontsize="small")
-    return figure
-
-
-def _calibration_figure(rows: list[dict[str, Any]]) -> "Figure":
-    """Gold score by tenths of the reward model's score (Figure 29)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    for axes, domain in zip(np.atleast_1d(figure.subplots(1, len(Domain))), Domain, strict=True):
-        points = calibration_points(*judged_twice(rows, domain))
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o")
-        axes.set(ylim=(0, 1), xlabel=f"{domain} reward model", ylabel="gold", title=str(domain))
-    return figure
-
-
-def _plot_series(axes: Any, series: list[dict[str, Any]], label: str, solid: bool) -> None:
-    if not series:
-        return
-    rates = np.array([r["win_rate"] for r in series])
-    low = rates - [r["low"] for r in series]
-    high = [r["high"] for r in series] - rates
-    axes.errorbar(
-        [r["version"] for r in series],
-        rates,
-        yerr=np.abs(np.stack([low, high])),
-        marker="o",
-        capsize=3,
-        linestyle="-" if solid else "--",
-        label=label,
-    )
 
 
 if __name__ == "__main__":

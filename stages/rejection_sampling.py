@@ -51,6 +51,8 @@ class RejectionSamplingSettings(Contract):
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
     gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     """The safety score decides below this probability of being safe."""
+    num_red_team_prompts: int = Field(default=1000, ge=0)
+    """Most prompts that broke the last version and are sampled as well."""
     drop_all_unsafe: bool = True
     """Learn nothing for a prompt whose samples the Safety RM finds unsafe one and all."""
     replay_demonstrations: float = Field(default=0.0, ge=0)
@@ -73,6 +75,11 @@ class Config(StageConfig, RejectionSamplingSettings):
     earlier_samples: tuple[ArtifactRef, ...] = ()
     """Scored samples of the iterations whose best answers are kept."""
     demonstrations: ArtifactRef
+    extra_demonstrations: tuple[ArtifactRef, ...] = ()
+    """Of ghost_attention and safety_distillation: learnt with the best answers, each message by its
+    own loss flag."""
+    red_team: tuple[ArtifactRef, ...] = ()
+    """Prompts that broke the last version."""
 
 
 def run(config: Config, work: WorkDir) -> StageOutput:
@@ -87,8 +94,14 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
     policy, tokenizer = load_policy(work, config.start_from)
     replay = replayed(config, work, len(bag))
+    extra = [
+        row
+        for ref in config.extra_demonstrations
+        for row in work.table(ref, "demonstrations").to_pylist()
+    ]
     longest = config.finetuning.sequence_length
-    examples = best_examples(bag, tokenizer, longest) + answer_examples(replay, tokenizer, longest)
+    examples = best_examples(bag, tokenizer, longest)
+    examples += answer_examples(replay + extra, tokenizer, longest)
     engine = finetune(policy, examples, config.finetuning, config.seed, work)
 
     return StageOutput(
@@ -105,7 +118,8 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "num_best": float(len(best)),
             "num_earlier": float(len(bag) - len(best)),
             "num_replayed": float(len(replay)),
-            "num_overlong": float(len(bag) + len(replay) - len(examples)),
+            "num_extra": float(len(extra)),
+            "num_overlong": float(len(bag) + len(replay) + len(extra) - len(examples)),
         },
     )
 
@@ -141,6 +155,8 @@ def sample_and_score(
         config.num_prompts if split == "train" else config.num_search_prompts,
         seed_from(config.seed, config.version, "rejection_sampling"),
     )
+    if split == "train":
+        wanted += red_team_prompts(config, work, {row["prompt_id"] for row in wanted})
     max_prompt_tokens = policy.config.max_seq_len - config.max_new_tokens
     prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
     repeated = [t for t in tokens for _ in range(config.num_samples)]
@@ -167,6 +183,19 @@ def sample_and_score(
         work,
     )
     return prompts, samples, scores
+
+
+def red_team_prompts(config: Config, work: WorkDir, chosen: set[str]) -> list[dict[str, Any]]:
+    """A seeded choice of the prompts that broke the last version and are not chosen already."""
+    rows = {
+        row["prompt_id"]: row
+        for ref in config.red_team
+        for row in work.table(ref, "prompts").to_pylist()
+        if row["prompt_id"] not in chosen
+    }
+    found = list(rows.values())
+    order = shuffled(len(found), seed_from(config.seed, config.version, "red_team"))
+    return [found[i] for i in order[: config.num_red_team_prompts]]
 
 
 def scored_rows(

@@ -118,6 +118,9 @@ def recipe() -> Recipe:
             max_new_tokens=MAX_NEW_TOKENS,
             independent_judge="sandbox",
         ),
+        # its writers show neither instructions nor preprompts; those of recipe `dialogue` do
+        gatt_from_version=None,
+        safety_distillation_from_version=None,
     )
 
 
