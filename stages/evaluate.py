@@ -18,10 +18,17 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from data_contracts.ratings import Domain
 from kernels.generation import Sampling
-from stages.models import figures
 from stages.models.batches import seed_from
 from stages.models.comparison import paired_difference, rate_row, win_rate_row
 from stages.models.dialogues import hold
+from stages.models.evaluation_figures import (
+    GOLD,
+    calibration_figure,
+    judged_twice,
+    retention_figure,
+    save,
+    win_rate_figure,
+)
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.retention import (
@@ -40,9 +47,8 @@ from stages.sandbox.retention import keeps
 from stages.text.dialogue import Overlong
 from stages.text.refusals import is_refusal
 
-VERSION = "4"
+VERSION = "3"
 
-GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
 FALSE_REFUSAL = "false_refusal"
@@ -120,7 +126,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "evaluations": table_output(work, "evaluations", "evaluations", rows),
             "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
             "rates": table_output(work, "rates", "rates", rates),
-            "figures": draw(work, win_rates, rates, rows),
+            "figures": draw(work, rows, win_rates, rates),
         },
         {
             **mean_scores(rows),
@@ -313,27 +319,9 @@ def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
         if len(set(scores)) > 1 and len(set(gold)) > 1:
             from scipy.stats import spearmanr  # here, since it takes a second
 
-            metrics[f"judge_agreement/{domain}"] = float(spearmanr(scores, gold).statistic)
+            correlation, _ = spearmanr(scores, gold)
+            metrics[f"judge_agreement/{domain}"] = float(correlation)
     return metrics
-
-
-def judged_twice(rows: list[dict[str, Any]], domain: Domain) -> tuple[list[float], list[float]]:
-    """Scores of the reward model and of the independent judge of the same answers."""
-    own = [
-        (row[f"{domain}_score"], row[f"gold_{domain}"])
-        for row in rows
-        if row["domain"] == domain and row["finished"] and row[f"gold_{domain}"] is not None
-    ]
-    return [score for score, _ in own], [gold for _, gold in own]
-
-
-def calibration_points(
-    scores: list[float], gold: list[float], num_groups: int = 10
-) -> list[tuple[float, float]]:
-    """Mean score and mean gold score of groups of equal size, from the lowest scores up."""
-    order = np.argsort(scores, kind="stable")
-    groups = [group for group in np.array_split(order, num_groups) if len(group)]
-    return [(float(np.take(scores, g).mean()), float(np.take(gold, g).mean())) for g in groups]
 
 
 def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
@@ -346,21 +334,19 @@ def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
 
 def draw(
     work: WorkDir,
+    rows: list[dict[str, Any]],
     win_rates: list[dict[str, Any]],
     rates: list[dict[str, Any]],
-    rows: list[dict[str, Any]],
 ) -> tuple[Path, str]:
-    """Win rates by version, kept instructions by turn, and what a reward model's score is worth."""
+    """Every figure that there is something to show in."""
     folder = work.output("figures")
     if work.rank.is_main:
-        over_sft = [row for row in win_rates if row["opponent"] == REFERENCE_VERSION]
-        figures.save(figures.win_rates(over_sft, solid=GOLD), folder / "win_rates.png")
-        if kept := [row for row in rates if row["measure"] == RETENTION]:
-            figures.save(figures.retention(kept), folder / "retention.png")
-        judged = {domain: judged_twice(rows, domain) for domain in Domain}
-        points = {d: calibration_points(*scores) for d, scores in judged.items() if scores[0]}
-        if points:
-            figures.save(figures.calibration(points), folder / "calibration.png")
+        series = [r for r in win_rates if r["opponent"] == REFERENCE_VERSION]
+        save(win_rate_figure(series), folder / "win_rates.png")
+        if any(judged_twice(rows, domain)[0] for domain in Domain):
+            save(calibration_figure(rows), folder / "calibration.png")
+        if kept := [r for r in rates if r["measure"] == RETENTION]:
+            save(retention_figure(kept), folder / "retention.png")
     return folder, "figures"
 
 

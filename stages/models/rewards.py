@@ -51,14 +51,12 @@ class RewardModels:
         engine: EngineSettings,
     ) -> "RewardModels":
         """Both models from the store, sharded over the ranks under ZeRO-3."""
-        models = (
-            normalised(
-                frozen(load_scorer(work, ref), engine, work.rank),
-                normalisation.read(work.input(ref)),
-            )
-            for ref in (helpfulness, safety)
-        )
-        return cls(*models, gate_threshold)
+
+        def judge(ref: ArtifactRef) -> Callable[[Tensor, Documents], Tensor]:
+            scorer = frozen(load_scorer(work, ref), engine, work.rank)
+            return normalised(scorer, normalisation.read(work.input(ref)))
+
+        return cls(judge(helpfulness), judge(safety), gate_threshold)
 
     def score(
         self, sequences: Sequence[list[int]], is_safety_prompt: Sequence[bool], work: WorkDir

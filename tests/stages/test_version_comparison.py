@@ -5,16 +5,9 @@ from typing import Any
 import pytest
 
 from data_contracts.ratings import Domain
-from stages.evaluate import (
-    GOLD,
-    REWARD_MODEL,
-    calibration_points,
-    judge_agreement,
-    judged_twice,
-    opponents,
-    paired,
-)
+from stages.evaluate import REWARD_MODEL, judge_agreement, opponents, paired
 from stages.models.comparison import win_rate_row
+from stages.models.evaluation_figures import GOLD, calibration_points, judged_twice
 
 GROUPS = [0.05, 0.25, 0.45, 0.65, 0.85]
 
