@@ -8,7 +8,16 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_serve, cli_up, cli_upkeep, cli_views
+from flows import (
+    cli_annotations,
+    cli_chat,
+    cli_evaluation,
+    cli_report,
+    cli_serve,
+    cli_up,
+    cli_upkeep,
+    cli_views,
+)
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -36,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""The Llama 2 pipeline, from raw text to RLHF-Vn, as stages that can be re-run one by one.
 
-Try `rlhf demo`: a world of its own, no network, no GPU, ten minutes on two cores.
+Try `rlhf demo`: a world of its own, no network, no GPU, five to ten minutes on two cores.
 Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
@@ -45,6 +54,7 @@ what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and w
 
 
 app.add_typer(cli_annotations.app, name="annotations")
+app.add_typer(cli_evaluation.app, name="evaluation")
 
 
 def main() -> None:
@@ -150,7 +160,9 @@ def stage(
     from flows.cascade import rerun
     from flows.occupied import claim, occupied
     from flows.runner import Walk, find_nodes
+    from flows.server import use_standing
 
+    use_standing(where)
     wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)
     with occupied(opened(where)[0]):
         claim(where, chosen, keep=True)
@@ -232,7 +244,14 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
+for command in (
+    cli_chat.chat,
+    cli_serve.serve,
+    cli_report.report,
+    cli_up.up,
+    cli_up.down,
+    cli_up.deploy,
+):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)

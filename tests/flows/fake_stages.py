@@ -26,7 +26,9 @@ TABLES = {
     "reward_model": ("accuracies", "calibration"),
     "rejection_sampling": ("scored_samples", "demonstrations"),
     "ppo": ("rollouts",),
-    "evaluate": ("evaluations", "win_rates"),
+    "ghost_attention": ("demonstrations",),
+    "safety_distillation": ("demonstrations", "red_team"),
+    "evaluate": ("evaluations", "win_rates", "rates"),
 }
 OTHERS = {
     "sandbox_world": {"files": "files"},
@@ -71,10 +73,12 @@ def _body(stage: str) -> Callable[[Any, Any], Any]:
         for step in range(3):
             work.track(step, {"train/loss": 3.0 - step})
             work.progress(step + 1, 3, "step", loss=3.0 - step)
+        if stage == "ppo":
+            work.show(10, [{"prompt": "Who?", "response": "Me.", "kl": 0.5}])
         _fail_if_asked(stage, config)
         artifacts = {}
         for role in TABLES.get(stage, ()):
-            kind = "preferences" if role == "open_preferences" else role
+            kind = {"open_preferences": "preferences", "red_team": "prompts"}.get(role, role)
             folder = work.output(role)
             write_table(folder / f"{role}.parquet", _rows(role, config), CONTRACTS[kind])
             artifacts[role] = (folder, CONTRACTS[kind].kind)
