@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 
 def rms_norm(
@@ -57,7 +56,6 @@ class _RmsNorm(Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         """With r = 1/sqrt(mean(x²) + eps): r·g·w - x · r³/E · Σ(g·w·x), and g·x·r over the rows."""
         x, inverse = ctx.saved_tensors
@@ -85,7 +83,6 @@ class _SwiGlu(Function):
         return active * up
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         gate_up, active = ctx.saved_tensors
         (grad,) = grad_outputs
