@@ -103,6 +103,7 @@ def recipe() -> Recipe:
             whiten_by="domain",
             num_held_out_prompts={"helpfulness": 128, "safety": 64},
             evaluate_every=5,
+            show_samples_every=5,
         ),
         evaluate=EvaluateSettings(
             num_prompts={"helpfulness": 600, "safety": 300},

@@ -23,10 +23,10 @@ def recipe() -> Recipe:
             # from the chat model on all batches, every week's would take half of the time
             "reward_model_start": "previous",
             "helpfulness_rm": base.helpfulness_rm.model_copy(
-                update={"other_share": 0.92, "newest_share": 0.4}
+                update={"other_share": 0.95, "newest_share": 0.3, "max_test_pairs": 500}
             ),
             "safety_rm": base.safety_rm.model_copy(
-                update={"helpfulness_share": 0.25, "newest_share": 0.4}
+                update={"newest_share": 0.3, "max_test_pairs": 500}
             ),
             "rejection_sampling": base.rejection_sampling.model_copy(
                 update={
@@ -34,5 +34,6 @@ def recipe() -> Recipe:
                     "num_search_prompts": {"helpfulness": 32, "safety": 16},
                 }
             ),
+            "ppo": base.ppo.model_copy(update={"num_iterations": 25}),
         }
     )
