@@ -24,7 +24,7 @@ from stages.runtime.workdir import read_metrics
 
 ROOT = Path(__file__).parents[3]
 STAGE = "sft"
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 1800.0
 """For what takes half a minute on a calm machine."""
 PATIENCE_MINUTES = 0.5
 """Of the ranks: a machine whose cable is cut sends no goodbye."""
