@@ -72,9 +72,7 @@ def chosen_scale(arguments: argparse.Namespace) -> Scale:
     return replace(scale, seeds=tuple(arguments.seeds)) if arguments.seeds else scale
 
 
-def write(
-    results: list[Result], scale: Scale, minutes: float, folder: Path, where: Places
-) -> None:
+def write(results: list[Result], scale: Scale, minutes: float, folder: Path, where: Places) -> None:
     """The page, the numbers as JSON, and both in MLflow."""
     page.report_page(results, scale, minutes).write(folder / "index.html")
     records = [as_record(result) for result in results]

@@ -74,7 +74,9 @@ class Effect:
         if interval.low > self.above:
             return Verdict.reproduced
         too_small = self.matters is not None and interval.high < self.matters
-        return Verdict.not_reproduced if interval.high < self.above or too_small else Verdict.unclear
+        return (
+            Verdict.not_reproduced if interval.high < self.above or too_small else Verdict.unclear
+        )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ class Lab:
 
     def varied(self, version: int, name: str, /, **changes: Any) -> Manifest:
         """The node's stage with other settings or inputs."""
-        return self.run(self._node(NodeId(version, name)).stage, self._changed(version, name, changes))
+        return self.run(
+            self._node(NodeId(version, name)).stage, self._changed(version, name, changes)
+        )
 
     def _changed(self, version: int, name: str, changes: Mapping[str, Any]) -> StageConfig:
         config = self.config(version, name)

@@ -54,9 +54,7 @@ FINDINGS = (
         "and the sum must lie within 0.5 % of the paper's.",
         table_2,
         (Effect("within tolerance", "0.5 % minus the largest relative distance"),),
-        (
-            Chart("bars", {"here": "ours", "paper": "paper"}, "size", "tCO2eq"),
-        ),
+        (Chart("bars", {"here": "ours", "paper": "paper"}, "size", "tCO2eq"),),
         every_seed=False,
     ),
 )

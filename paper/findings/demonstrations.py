@@ -138,9 +138,7 @@ FINDINGS = (
             Effect("safer", "gold safety, all safety prompts minus none"),
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
-        (
-            Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),
-        ),
+        (Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),),
     ),
     Finding(
         "p",
@@ -153,9 +151,7 @@ FINDINGS = (
             Effect(f"clean, {d.value}", f"gold {d.value}, few clean minus many noisy")
             for d in Domain
         ),
-        (
-            Chart("bars", {d.value: d.value for d in Domain}, "demonstrations", "gold score"),
-        ),
+        (Chart("bars", {d.value: d.value for d in Domain}, "demonstrations", "gold score"),),
     ),
     Finding(
         "q",
@@ -165,8 +161,6 @@ FINDINGS = (
         "answers to the same prompts, chosen by the same reward models.",
         distillation,
         (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),
-        (
-            Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),
-        ),
+        (Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),),
     ),
 )

@@ -184,8 +184,6 @@ FINDINGS = (
             Effect("gate, safety", "gold safety, gate on minus off"),
             Effect("whitening", "gold score of both domains, whitened minus not"),
         ),
-        (
-            Chart("bars", {d.value: d.value for d in Domain}, "run", "gold score"),
-        ),
+        (Chart("bars", {d.value: d.value for d in Domain}, "run", "gold score"),),
     ),
 )

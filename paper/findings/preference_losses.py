@@ -112,11 +112,7 @@ FINDINGS = (
         "held-out pairs rated better or significantly better, pair by pair against no margin.",
         margins,
         (Effect("large, clear pairs", "accuracy on clear pairs, large margin minus none"),),
-        (
-            Chart(
-                "bars", {"clear pairs": "clear", "all pairs": "all"}, "margin", "accuracy"
-            ),
-        ),
+        (Chart("bars", {"clear pairs": "clear", "all pairs": "all"}, "margin", "accuracy"),),
     ),
     Finding(
         "e",
@@ -143,4 +139,3 @@ FINDINGS = (
         ),
     ),
 )
-

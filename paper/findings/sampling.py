@@ -110,11 +110,7 @@ FINDINGS = (
             Effect("median up", f"{HELD} minus the median's move"),
             Effect("median down", f"{HELD} plus the median's move"),
         ),
-        (
-            Chart(
-                "lines", {"best": "max", "median": "median"}, "samples N", "reward", log_x=True
-            ),
-        ),
+        (Chart("lines", {"best": "max", "median": "median"}, "samples N", "reward", log_x=True),),
     ),
     Finding(
         "g",

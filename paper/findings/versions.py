@@ -163,8 +163,14 @@ FINDINGS = (
         "answers, ties half.",
         progress,
         (
-            *(Effect(f"V5 over SFT, {d.value}", f"win rate of V5 over SFT, {d.value}", 0.6) for d in Domain),
-            *(Effect(f"V5 over V1, {d.value}", f"win rate of V5 over V1, {d.value}", 0.5) for d in Domain),
+            *(
+                Effect(f"V5 over SFT, {d.value}", f"win rate of V5 over SFT, {d.value}", 0.6)
+                for d in Domain
+            ),
+            *(
+                Effect(f"V5 over V1, {d.value}", f"win rate of V5 over V1, {d.value}", 0.5)
+                for d in Domain
+            ),
         ),
         (
             Chart(
