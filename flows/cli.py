@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_serve, cli_up, cli_upkeep, cli_views
+from flows import cli_annotations, cli_report, cli_serve, cli_up, cli_upkeep, cli_views
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -232,7 +232,7 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-for command in (cli_serve.serve, cli_up.up, cli_up.down, cli_up.deploy):
+for command in (cli_serve.serve, cli_report.report, cli_up.up, cli_up.down, cli_up.deploy):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)

@@ -1,0 +1,62 @@
+"""What tests of several packages share: looking at a page in a real browser."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+
+DRAWN = """Array.from(document.querySelectorAll("figure svg"), svg => {
+  const box = svg.getBoundingClientRect();
+  const marks = Array.from(svg.querySelectorAll("path, use, text"));
+  const seen = marks.filter(mark => mark.getBoundingClientRect().height > 0);
+  return box.width > 100 && box.height > 50 && seen.length > 5;
+})"""
+
+
+@dataclass
+class Seen:
+    """What a browser makes of a page."""
+
+    errors: list[str] = field(default_factory=list)
+    """Of the console and of scripts, and warnings too."""
+    requests: list[str] = field(default_factory=list)
+    """Everything that was asked for beside the page itself."""
+    drawn: list[bool] = field(default_factory=list)
+    """For each figure, whether it has a size and marks with an extent."""
+    text: str = ""
+    too_wide: int = 0
+    """Pixels by which the page is wider than the window."""
+
+
+@pytest.fixture
+def look_at(tmp_path: Path) -> Callable[..., Seen]:
+    """Opens a file in headless Chromium; skips where there is none.
+
+    The browser is closed before anything else runs: playwright's loop suffers no other beside it.
+    """
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is installed")
+
+    def look(file: Path, **context: object) -> Seen:
+        seen = Seen()
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+            page = browser.new_context(**context).new_page()
+            page.on("pageerror", lambda error: seen.errors.append(str(error)))
+            page.on("console", lambda line: seen.errors.append(line.text))
+            page.on("request", lambda request: seen.requests.append(request.url))
+            page.goto(file.resolve().as_uri())
+            seen.requests.remove(page.url)
+            seen.drawn = page.evaluate(DRAWN)
+            seen.text = page.inner_text("body")
+            seen.too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            browser.close()
+        return seen
+
+    return look
