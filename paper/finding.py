@@ -73,10 +73,8 @@ class Effect:
         """What the interval says of this effect alone."""
         if interval.low > self.above:
             return Verdict.reproduced
-        too_small = self.matters is not None and interval.high < self.matters
-        return (
-            Verdict.not_reproduced if interval.high < self.above or too_small else Verdict.unclear
-        )
+        bound = self.above if self.matters is None else max(self.above, self.matters)
+        return Verdict.not_reproduced if interval.high < bound else Verdict.unclear
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,8 @@ class Result:
         found = [e.verdict(self.intervals[e.name]) for e in self.effects]
         if Verdict.not_reproduced in found:
             return Verdict.not_reproduced
-        open_ = Verdict.unclear in found or not found or bool(self.failures)
+        is_whole = len(found) == len(self.finding.effects) and not self.failures
+        open_ = Verdict.unclear in found or not is_whole
         return Verdict.unclear if open_ else Verdict.reproduced
 
     @property
@@ -186,7 +185,7 @@ def conclude(
 # ---- estimates from samples
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of independent values."""
     array = np.asarray(values, float)
     return Estimate(float(array.mean()), _error(array))

@@ -50,8 +50,8 @@ FINDINGS = (
         "s",
         "Table 2",
         "Pretraining the four sizes emitted 539 tCO2eq.",
-        "GPU hours × watts × PUE 1.1 × 0.385 kgCO2eq/kWh by the planner's own functions; every size "
-        "and the sum must lie within 0.5 % of the paper's.",
+        "GPU hours × watts × PUE 1.1 × 0.385 kgCO2eq/kWh by the planner's own functions; every "
+        "size and the sum must lie within 0.5 % of the paper's.",
         table_2,
         (Effect("within tolerance", "0.5 % minus the largest relative distance"),),
         (Chart("bars", {"here": "ours", "paper": "paper"}, "size", "tCO2eq"),),

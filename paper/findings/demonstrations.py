@@ -144,8 +144,8 @@ FINDINGS = (
         "p",
         "§3.1",
         "A few clean demonstrations are worth more than many noisy ones.",
-        f"SFT on {NUM_CLEAN} clean demonstrations and on the recipe's noisy ones, ten times as many, "
-        "for the same number of epochs.",
+        f"SFT on {NUM_CLEAN} clean demonstrations and on the recipe's noisy ones, ten times as "
+        "many, for the same number of epochs.",
         few_clean,
         tuple(
             Effect(f"clean, {d.value}", f"gold {d.value}, few clean minus many noisy")

@@ -157,8 +157,8 @@ FINDINGS = (
     Finding(
         "k",
         "§3.2.3",
-        "Without the KL penalty the policy exploits its reward model: the reward rises and the true "
-        "quality falls. The paper's penalty holds it.",
+        "Without the KL penalty the policy exploits its reward model: the reward rises and the "
+        "true quality falls. The paper's penalty holds it.",
         f"PPO from V1 with and without the penalty, both at a learning rate of "
         f"{HACKING_LEARNING_RATE:g}; the last best checkpoint's answers to held-out harmless "
         "prompts by the Helpfulness RM and by the gold judge.",
@@ -177,8 +177,8 @@ FINDINGS = (
         "l",
         "§3.2.3",
         "The safety gate and the whitening of rewards earn their place.",
-        "Gate: PPO from SFT on prompts without a safety tag, with the threshold of 0.15 and without "
-        "one. Whitening: PPO from V1 at one β, rewards whitened and as they are.",
+        "Gate: PPO from SFT on prompts without a safety tag, with the threshold of 0.15 and "
+        "without one. Whitening: PPO from V1 at one β, rewards whitened and as they are.",
         gate_and_whitening,
         (
             Effect("gate, safety", "gold safety, gate on minus off"),

@@ -56,8 +56,7 @@ def data_and_size(lab: Lab) -> Estimates:
     scored = {name: pairs_of(lab, model) for name, model in models.items()}
     for name, pairs in scored.items():
         estimates[name] = accuracy(pairs, Domain.helpfulness)
-    least, most = list(FRACTIONS)[0], list(FRACTIONS)[-1]
-    estimates["more data"] = gain(scored[f"data/{most}"], scored[f"data/{least}"])
+    estimates["more data"] = gain(scored["data/all"], scored["data/1/16"])
     estimates["larger model"] = gain(scored["size/large"], scored["size/small"])
     return estimates
 

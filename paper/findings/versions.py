@@ -11,7 +11,6 @@ from paper.lab import Lab
 VERSES = "verse"
 """The skill whose prompts only the first iteration has."""
 NUM_FORGETTING_ITERATIONS = 3
-FORGETTING_PROMPTS = {"helpfulness": 240}
 FORGETTING_EPOCHS = 4
 
 
@@ -103,7 +102,7 @@ def iteration(
         policy=policy,
         start_from=lab.output(0, "pretrain"),
         earlier_samples=earlier,
-        num_prompts=FORGETTING_PROMPTS,
+        num_prompts={"helpfulness": lab.scale.rejection_sampling["helpfulness"]},
         num_samples=4,
         finetuning=tuning,
     )
@@ -159,8 +158,8 @@ FINDINGS = (
         "i",
         "Figure 11",
         "The win rate over SFT rises from version to version, on helpfulness and on safety.",
-        "Every version answers the same held-out prompts at T=1; the gold judge compares with SFT's "
-        "answers, ties half.",
+        "Every version answers the same held-out prompts at T=1; the gold judge compares with "
+        "SFT's answers, ties half.",
         progress,
         (
             *(

@@ -1,4 +1,4 @@
-"""Sizes at which every finding runs in seconds: what comes out is noise, that it comes out is not."""
+"""Sizes at which every finding runs in seconds. Its numbers are noise; that it runs is the test."""
 
 from paper.scale import Scale
 
