@@ -8,7 +8,16 @@ import typer
 from rich.console import Console
 
 from data_contracts.errors import UserError
-from flows import cli_annotations, cli_report, cli_serve, cli_up, cli_upkeep, cli_views
+from flows import (
+    cli_annotations,
+    cli_chat,
+    cli_evaluation,
+    cli_report,
+    cli_serve,
+    cli_up,
+    cli_upkeep,
+    cli_views,
+)
 from flows.cli_options import (
     DataOption,
     ForceNodesOption,
@@ -45,6 +54,7 @@ what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and w
 
 
 app.add_typer(cli_annotations.app, name="annotations")
+app.add_typer(cli_evaluation.app, name="evaluation")
 
 
 def main() -> None:
@@ -232,7 +242,14 @@ def ingest(
     typer.echo(f"{role}: {store.local(manifest.outputs[role])}")
 
 
-for command in (cli_serve.serve, cli_report.report, cli_up.up, cli_up.down, cli_up.deploy):
+for command in (
+    cli_chat.chat,
+    cli_serve.serve,
+    cli_report.report,
+    cli_up.up,
+    cli_up.down,
+    cli_up.deploy,
+):
     app.command()(command)
 for view in (cli_views.plan, cli_views.status, cli_views.models, cli_views.check):
     app.command()(view)

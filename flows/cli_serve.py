@@ -31,7 +31,7 @@ def serve(
     The annotation page's live responses (`live_models` in its settings) and any OpenAI client
     can use it.
     """
-    folder, name = (model, model.name) if model else _policy(version, home)
+    folder, name = (model, model.name) if model else chosen_policy(version, home)
     import uvicorn
 
     from annotation.model_server.app import create_model_app
@@ -43,14 +43,17 @@ def serve(
     uvicorn.run(create_model_app(engine, name), host=host, port=port, log_level="warning")
 
 
-def _policy(version: str | None, home: str | None) -> tuple[Path, str]:
-    """Folder and name of the home's policy of a version, the newest one when none is named."""
-    from flows.models import list_models
+def chosen_policy(version: str | None, home: str | None) -> tuple[Path, str]:
+    """Folder and name of the home's policy of a version, the newest one when none is named.
+
+    Raises UserError, with the versions that there are, when it has none.
+    """
+    from flows.models import list_models, version_number
 
     where = places(home)
     rows = list_models(*opened(where)) if exists(where) else []
     found = {row.version: row for row in rows if row.name in ("sft", "policy")}
-    wanted = _number(version) if version else max(found, default=None)
+    wanted = version_number(version) if version else max(found, default=None)
     if wanted is None or wanted not in found:
         have = ", ".join(f"V{number}" if number else "sft" for number in sorted(found)) or "none"
         raise UserError(
@@ -58,12 +61,3 @@ def _policy(version: str | None, home: str | None) -> tuple[Path, str]:
             "Choose one of them, or give a folder with --model",
         )
     return Path(found[wanted].path), f"rlhf-v{wanted}"
-
-
-def _number(version: str) -> int:
-    if version.lower() == "sft":
-        return 0
-    digits = version.lower().removeprefix("v")
-    if not digits.isdigit():
-        raise UserError(f"{version!r} is no version", "Give V2, v2, 2 or sft")
-    return int(digits)

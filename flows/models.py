@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_contracts.artifacts import ArtifactRef
+from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
@@ -63,6 +64,16 @@ def model_nodes(ledger: Ledger, version: int) -> dict[str, str]:
         return _BASE_MODELS
     last = "ppo" if "ppo" in ledger.nodes(version) else "rejection_sampling"
     return {"policy": last} | {f"{d.value}-rm": reward_model_name(d) for d in Domain}
+
+
+def version_number(name: str) -> int:
+    """n of a version as a user names it: V2, v2 or 2, and sft for 0. Raises UserError."""
+    if name.lower() == "sft":
+        return BASE
+    digits = name.lower().removeprefix("v")
+    if not (digits.isascii() and digits.isdigit()):
+        raise UserError(f"{name!r} is no version", "Give V2, v2, 2 or sft")
+    return int(digits)
 
 
 def list_status(store: Store, ledger: Ledger) -> list[StatusRow]:

@@ -1,6 +1,6 @@
 """The figures of a run's page; the numbers of the paper's figures that they follow are theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def mean_of(record: RunRecord, version: str, domain: Domain, column: str) -> dic
     return {"version": version, "mean": mean, "low": mean - half, "high": mean + half}
 
 
-def elo(found: dict[str, Sequence[Strength]]) -> Drawing:
+def elo(found: Mapping[str, Sequence[Strength]]) -> Drawing:
     """Strength of each version, a series for each judge and domain."""
 
     def plot(axes: Any) -> None:

@@ -1,10 +1,10 @@
 """`rlhf report`: one page about a run, for whoever has to decide on its newest version."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
 from typing import Any
 
 from annotation.evaluation.strengths import Game, Strength, strengths
+from annotation.evaluation.verdicts import digest_order
 from data_contracts.ratings import Domain, Rating
 from data_contracts.store import Manifest
 from flows import run_figures as figures
@@ -285,7 +285,7 @@ def _sampled(record: RunRecord, domain: Domain) -> list[str]:
         for row in record.evaluations
         if row["domain"] == domain
     }
-    for prompt_id in sorted(prompts, key=lambda p: sha256(p.encode()).hexdigest()):
+    for prompt_id in digest_order(prompts):
         families.setdefault(prompts[prompt_id], []).append(prompt_id)
     most = max(map(len, families.values()), default=0)
     in_turn = [f[i] for i in range(most) for _, f in sorted(families.items()) if i < len(f)]

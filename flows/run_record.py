@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_contracts.ledger import Ledger
 from data_contracts.parquet import read_table
 from data_contracts.ratings import Domain
@@ -15,11 +12,10 @@ from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
 from flows.gates import Verdict
 from flows.graph import BASE, policy_label, reward_model_name
+from flows.judgements import Judgement, read_judgements, read_win_rates
 from stages.runtime.workdir import read_metrics
 
 GOLD, REWARD_MODEL = "gold", "reward_model"
-JUDGEMENTS = "judgements"
-"""Folder of the home with what people or outside models said of its versions."""
 
 
 @dataclass
@@ -85,17 +81,12 @@ class RunRecord:
     def win_rates(self) -> list[dict[str, Any]]:
         """Of the newest evaluation, and of every judgement by people or outside models."""
         own = [] if self.newest is None else self.table(self.newest, "evaluate", "win_rates")
-        return own + self.judgements
+        return own + read_win_rates(self.store)
 
     @cached_property
-    def judgements(self) -> list[dict[str, Any]]:
-        """Win rates that `rlhf evaluation` has brought into the home."""
-        rows = []
-        for name in self.store.names(JUDGEMENTS):
-            content = self.store.read(f"{JUDGEMENTS}/{name}") if name.endswith(".parquet") else None
-            if content is not None:
-                rows += pq.read_table(pa.BufferReader(content)).to_pylist()
-        return rows
+    def judgements(self) -> list[Judgement]:
+        """What `rlhf evaluation` has brought into the home."""
+        return read_judgements(self.store)
 
     @cached_property
     def judges(self) -> list[str]:

@@ -20,9 +20,6 @@ from annotation.model_server.engine import BadRequestError, Engine, Request
 from data_contracts.base import Contract
 from kernels.generation import SMALLEST_TEMPERATURE, Sampling
 
-DEFAULT_MAX_TOKENS = 256
-_REPLACEMENT = "\ufffd"
-
 
 class ChatRequest(Contract):
     """The body of a request."""
@@ -65,7 +62,7 @@ def create_model_app(engine: Engine, name: str) -> FastAPI:
     def complete(body: ChatRequest) -> dict[str, Any] | StreamingResponse:
         """A response to a dialogue."""
         sampling = Sampling(
-            max_new_tokens=body.max_tokens or _default_length(engine),
+            max_new_tokens=body.max_tokens or engine.default_length,
             temperature=body.temperature,
             top_p=body.top_p,
         )
@@ -77,10 +74,6 @@ def create_model_app(engine: Engine, name: str) -> FastAPI:
         return _completion(engine, request, head)
 
     return app
-
-
-def _default_length(engine: Engine) -> int:
-    return min(DEFAULT_MAX_TOKENS, engine.model.config.max_seq_len // 2)
 
 
 def _completion(engine: Engine, request: Request, head: dict[str, Any]) -> dict[str, Any]:
@@ -110,27 +103,12 @@ def _events(engine: Engine, request: Request, head: dict[str, Any]) -> Iterator[
 
     try:
         yield event({"role": "assistant", "content": ""})
-        for piece in _pieces(engine, request):
+        for piece in engine.pieces(request):
             yield event({"content": piece})
         yield event({}, request.finish_reason)
         yield "data: [DONE]\n\n"
     finally:
         request.is_abandoned = True
-
-
-def _pieces(engine: Engine, request: Request) -> Iterator[str]:
-    """New text after each token; a character whose bytes are not all there waits for the rest."""
-    tokens: list[int] = []
-    sent = ""
-    for token in request:
-        tokens.append(token)
-        text = engine.text(tokens)
-        if not text.endswith(_REPLACEMENT) and text.startswith(sent) and text != sent:
-            yield text[len(sent) :]
-            sent = text
-    rest = engine.text(tokens)
-    if rest != sent:
-        yield rest[len(sent) :]
 
 
 async def _bad_request(_request: HttpRequest, error: Exception) -> JSONResponse:

@@ -24,6 +24,9 @@ from stages.text.tokenizer import Tokenizer
 MAX_COHORT = 64
 """Requests that are read together."""
 
+DEFAULT_MAX_TOKENS = 256
+_REPLACEMENT = "\ufffd"
+
 
 class BadRequestError(RefusedError):
     """The request asks for what the model cannot do."""
@@ -95,6 +98,25 @@ class Engine:
     def text(self, tokens: Sequence[int]) -> str:
         """Decoded response."""
         return self.tokenizer.decode(list(tokens))
+
+    def pieces(self, request: Request) -> Iterator[str]:
+        """New text after each token; a character whose bytes are not all there waits for them."""
+        tokens: list[int] = []
+        sent = ""
+        for token in request:
+            tokens.append(token)
+            text = self.text(tokens)
+            if not text.endswith(_REPLACEMENT) and text.startswith(sent) and text != sent:
+                yield text[len(sent) :]
+                sent = text
+        rest = self.text(tokens)
+        if rest != sent:
+            yield rest[len(sent) :]
+
+    @property
+    def default_length(self) -> int:
+        """Tokens of a response where nobody says how many."""
+        return min(DEFAULT_MAX_TOKENS, self.model.config.max_seq_len // 2)
 
     def close(self) -> None:
         """Stop after what is being written."""
