@@ -275,6 +275,28 @@ WIN_RATES = _contract(
     checks.ordered("low", "win_rate", "high"),
 )
 
+RATES = _contract(
+    "rates",
+    "1.0",
+    {
+        "rate_id": _TEXT,
+        "measure": _TEXT,
+        "version": _TEXT,
+        "group": _TEXT,
+        "num_answers": pa.int32(),
+        "num_so": pa.int32(),
+        "rate": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+    },
+    checks.one_of("measure", ["retention", "false_refusal"]),
+    checks.between("num_answers", 1),
+    checks.between("num_so", 0),
+    *(checks.finite(column) for column in ("rate", "low", "high")),
+    checks.between("rate", 0, 1),
+    checks.ordered("low", "rate", "high"),
+)
+
 ACCURACIES = _contract(
     "accuracies",
     "1.0",
@@ -296,6 +318,30 @@ ACCURACIES = _contract(
     nullable=("rating",),
 )
 
+CALIBRATION = _contract(
+    "calibration",
+    "1.0",
+    {
+        "calibration_id": _TEXT,
+        "reward_model": _TEXT,
+        "test_set": _TEXT,
+        "event": _TEXT,
+        "bin_low": pa.float64(),
+        "bin_high": pa.float64(),
+        "num_items": pa.int32(),
+        "predicted": pa.float64(),
+        "observed": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+    },
+    checks.one_of("event", ["preferred", "safe"]),
+    checks.between("num_items", 1),
+    *(checks.finite(column) for column in ("predicted", "observed", "low", "high")),
+    checks.between("observed", 0, 1),
+    checks.ordered("bin_low", "predicted", "bin_high"),
+    checks.ordered("low", "observed", "high"),
+)
+
 CONTRACTS: dict[str, TableContract] = {
     contract.name: contract
     for contract in (
@@ -309,7 +355,9 @@ CONTRACTS: dict[str, TableContract] = {
         ROLLOUTS,
         EVALUATIONS,
         WIN_RATES,
+        RATES,
         ACCURACIES,
+        CALIBRATION,
     )
 }
 """Every table contract, by name."""

@@ -2,7 +2,8 @@
 
     base   sandbox_world → ingest → tokenizer → tokenize_corpus → pretrain → sft
     vN     sample_pairs → collect_preferences → reward_model-helpfulness, reward_model-safety
-           → rejection_sampling [→ ppo] → evaluate
+           [→ ghost_attention, safety_distillation] → rejection_sampling [→ ppo]
+           [→ distillation] → evaluate
 
 A node is a stage at its place. Its configuration is built when its inputs are known, so a plan
 can be made of a graph of which nothing has run.
@@ -18,10 +19,13 @@ from data_contracts.base import Contract, StageConfig
 from data_contracts.ratings import Domain
 from flows.recipe import Recipe
 from flows.sources import NoSources, on_disk
+from stages.evaluate import BEFORE_PPO, STUDENT
 from stages.runtime.stage import stage_module
 
 BASE = 0
 """The version of everything before the first iteration."""
+STUDENT_BASE = "pretrain-student"
+"""Node of the smaller base model."""
 
 
 @dataclass(frozen=True, order=True)
@@ -145,7 +149,17 @@ def base_nodes(recipe: Recipe) -> list[Node]:
                 "demonstrations": _base("ingest", "demonstrations"),
             },
         ),
+        *student_base_nodes(recipe, tokenizer),
     ]
+
+
+def student_base_nodes(recipe: Recipe, tokenizer: Output) -> list[Node]:
+    """The smaller base model of a recipe that distils."""
+    if recipe.student is None:
+        return []
+    shards = _base("tokenize_corpus", "token_shards")
+    inputs: dict[str, Source] = {"token_shards": shards, "tokenizer": tokenizer}
+    return [_node(recipe, BASE, "pretrain", recipe.student.pretrain, inputs, name=STUDENT_BASE)]
 
 
 def version_nodes(recipe: Recipe, version: int) -> list[Node]:
@@ -157,6 +171,7 @@ def version_nodes(recipe: Recipe, version: int) -> list[Node]:
         *preference_nodes(recipe, version),
         reward_model_node(recipe, version, Domain.helpfulness, recipe.helpfulness_rm),
         reward_model_node(recipe, version, Domain.safety, recipe.safety_rm),
+        *demonstration_nodes(recipe, version),
         _node(
             recipe,
             version,
@@ -170,10 +185,13 @@ def version_nodes(recipe: Recipe, version: int) -> list[Node]:
                 "safety_rm": safety_rm,
                 "earlier_samples": earlier_samples(recipe, version),
                 "demonstrations": _base("ingest", "demonstrations"),
+                "extra_demonstrations": extra_demonstrations(recipe, version),
+                "red_team": red_team(recipe, version),
             },
             {"version": version},
         ),
         *ppo_nodes(recipe, version),
+        *distillation_nodes(recipe, version),
         _node(
             recipe,
             version,
@@ -236,13 +254,16 @@ def _labels(recipe: Recipe, version: int) -> tuple[dict[str, Source], dict[str, 
 
 
 def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Contract) -> Node:
-    """A reward model on all preferences so far, initialised from the chat model."""
+    """A reward model on all preferences so far, from the chat model or the version before's."""
+    goes_on = recipe.reward_model_start == "previous" and version > 1
+    before = _at(version - 1, reward_model_name(domain), "model")
     return _node(
         recipe,
         version,
         "reward_model",
         settings,
         {
+            **({"continue_from": before} if goes_on else {}),
             "init_from": _base("sft", "model"),
             "preferences": tuple(
                 _at(v, "collect_preferences", "preferences") for v in range(1, version + 1)
@@ -252,6 +273,53 @@ def reward_model_node(recipe: Recipe, version: int, domain: Domain, settings: Co
         {"domain": domain},
         name=reward_model_name(domain),
     )
+
+
+def demonstration_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """What the last version's model makes for this one's fine-tuning to learn."""
+    inputs: dict[str, Source] = {
+        "prompts": _base("ingest", "prompts"),
+        "policy": policy(recipe, version - 1),
+    }
+    safety_rm = {"safety_rm": _at(version, reward_model_name(Domain.safety), "model")}
+    fixed = {"version": version}
+    made = []
+    if has_ghost_attention(recipe, version):
+        made.append(
+            _node(recipe, version, "ghost_attention", recipe.ghost_attention, inputs, fixed)
+        )
+    if has_safety_distillation(recipe, version):
+        settings = recipe.safety_distillation
+        made.append(
+            _node(recipe, version, "safety_distillation", settings, inputs | safety_rm, fixed)
+        )
+    return made
+
+
+def has_ghost_attention(recipe: Recipe, version: int) -> bool:
+    """Whether a version learns Ghost Attention's dialogues."""
+    return recipe.gatt_from_version is not None and version >= recipe.gatt_from_version
+
+
+def has_safety_distillation(recipe: Recipe, version: int) -> bool:
+    """Whether a version learns answers distilled from safety preprompts."""
+    first = recipe.safety_distillation_from_version
+    return first is not None and version >= first
+
+
+def extra_demonstrations(recipe: Recipe, version: int) -> tuple[Output, ...]:
+    """Demonstrations that rejection sampling's fine-tuning learns beside the best answers."""
+    return tuple(
+        _at(version, node.id.name, "demonstrations")
+        for node in demonstration_nodes(recipe, version)
+    )
+
+
+def red_team(recipe: Recipe, version: int) -> tuple[Output, ...]:
+    """Prompts that broke the last version."""
+    if not has_safety_distillation(recipe, version):
+        return ()
+    return (_at(version, "safety_distillation", "red_team"),)
 
 
 def ppo_nodes(recipe: Recipe, version: int) -> list[Node]:
@@ -272,6 +340,18 @@ def ppo_nodes(recipe: Recipe, version: int) -> list[Node]:
             },
         )
     ]
+
+
+def distillation_nodes(recipe: Recipe, version: int) -> list[Node]:
+    """The smaller model on this version's bag of best samples."""
+    if recipe.student is None:
+        return []
+    own = _at(version, "rejection_sampling", "scored_samples")
+    inputs: dict[str, Source] = {
+        "init_from": _base(STUDENT_BASE, "model"),
+        "samples": (*earlier_samples(recipe, version), own),
+    }
+    return [_node(recipe, version, "distillation", recipe.student.distillation, inputs)]
 
 
 def reward_model_name(domain: Domain) -> str:
@@ -309,8 +389,18 @@ def earlier_samples(recipe: Recipe, version: int) -> tuple[Output, ...]:
 
 
 def evaluated_models(recipe: Recipe, version: int) -> dict[str, Output]:
-    """SFT's model and the policies of all versions so far, by label."""
-    return {policy_label(v): policy(recipe, v) for v in range(version + 1)}
+    """SFT's model and the policies of all versions so far, by label, oldest first.
+
+    A version with PPO is also compared with the rejection-sampling model that PPO began with, and
+    one that is distilled with its student.
+    """
+    models = {policy_label(v): policy(recipe, v) for v in range(version)}
+    if version >= recipe.ppo_from_version:
+        before_ppo = _at(version, "rejection_sampling", "model")
+        models[policy_label(version) + BEFORE_PPO] = before_ppo
+    if recipe.student is not None:
+        models[policy_label(version) + STUDENT] = _at(version, "distillation", "model")
+    return {**models, policy_label(version): policy(recipe, version)}
 
 
 def _node(

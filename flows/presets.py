@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from flows.recipe import LaunchSettings, Recipe
 from stages.evaluate import EvaluateSettings
+from stages.ghost_attention import GhostAttentionSettings
 from stages.models.finetuning import FinetuningSettings
 from stages.ppo import PpoSettings
 from stages.pretrain import ModelSettings, PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.runtime.engine import EngineSettings
+from stages.safety_distillation import SafetyDistillationSettings
 from stages.sample_pairs import SamplePairsSettings
 from stages.sft import SftSettings
 
@@ -79,6 +81,8 @@ def llama2(name: str) -> Recipe:
         sample_pairs=SamplePairsSettings(generation_batch_size=rows, engine=engine),
         helpfulness_rm=reward_model,
         safety_rm=reward_model,
+        ghost_attention=GhostAttentionSettings(generation_batch_size=rows, engine=engine),
+        safety_distillation=SafetyDistillationSettings(generation_batch_size=rows, engine=engine),
         rejection_sampling=RejectionSamplingSettings(
             generation_batch_size=rows, finetuning=FinetuningSettings(engine=engine)
         ),

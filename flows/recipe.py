@@ -20,13 +20,16 @@ from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from flows.sources import with_unknown_digests
 from stages.collect_preferences import CollectPreferencesSettings
+from stages.distillation import DistillationSettings
 from stages.evaluate import EvaluateSettings
+from stages.ghost_attention import GhostAttentionSettings
 from stages.ingest import IngestSettings
 from stages.ppo import PpoSettings
 from stages.pretrain import PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.runtime.launcher import Launch
+from stages.safety_distillation import SafetyDistillationSettings
 from stages.sample_pairs import SamplePairsSettings
 from stages.sandbox.world import WorldSettings
 from stages.sft import SftSettings
@@ -89,6 +92,14 @@ class LabellingSettings(Contract):
     """Share of the labels with which the iteration goes on once the deadline has passed."""
 
 
+class StudentSettings(Contract):
+    """A smaller model that learns from the larger one's best samples, version by version."""
+
+    pretrain: PretrainSettings
+    """The smaller base model: its size and its pretraining, or the folder it comes from."""
+    distillation: DistillationSettings = DistillationSettings()
+
+
 _SINGLE_PROCESS_STAGES = (
     "sandbox_world",
     "ingest",
@@ -119,8 +130,17 @@ class Recipe(Contract):
     """First version with PPO on top of rejection sampling (§3.2.3)."""
     bag_all_from_version: int = Field(default=4, ge=1)
     """First version that fine-tunes on the best samples of all versions so far (§3.2.3)."""
+    gatt_from_version: int | None = Field(default=4, ge=1)
+    """First version that learns Ghost Attention's dialogues (§3.3: after V3); null for none."""
+    safety_distillation_from_version: int | None = Field(default=4, ge=1)
+    """First version that learns answers distilled from safety preprompts, and samples the prompts
+    that broke the last one (§4.2.4, the paper's last refinement); null for none."""
     rejection_sampling_start: Literal["base", "sft", "previous"] = "base"
     """The model that each version's fine-tuning starts from; the paper takes the base model."""
+    reward_model_start: Literal["chat", "previous"] = "chat"
+    """The model that each version's reward models start from: the paper takes the chat model and
+    trains on all batches; "previous" goes on from the version before, on the newest batch and a
+    replay of the others (reward_model's newest_share)."""
 
     world: WorldSettings | None = None
     """Make the sandbox's world instead of reading files."""
@@ -134,8 +154,12 @@ class Recipe(Contract):
     collect_preferences: CollectPreferencesSettings = CollectPreferencesSettings()
     helpfulness_rm: RewardModelSettings = RewardModelSettings()
     safety_rm: RewardModelSettings = RewardModelSettings()
+    ghost_attention: GhostAttentionSettings = GhostAttentionSettings()
+    safety_distillation: SafetyDistillationSettings = SafetyDistillationSettings()
     rejection_sampling: RejectionSamplingSettings = RejectionSamplingSettings()
     ppo: PpoSettings = PpoSettings()
+    student: StudentSettings | None = None
+    """Distil every version's best samples into a smaller model as well (§3.2.3)."""
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @field_validator("ingest", "tokenizer", mode="before")

@@ -17,6 +17,7 @@ from flows.models import list_models
 from flows.planner import head_manifest
 from flows.progress import duration
 from flows.recipe import Recipe
+from stages.evaluate import BEFORE_PPO, STUDENT
 
 NONE = "–"
 _JUDGES = ("gold", "reward_model")
@@ -87,8 +88,11 @@ def versions_table(newest: int, heads: Heads) -> Table:
     table.add_column("ended", justify="right")
     for domain in Domain:
         table.add_column(f"win rate vs SFT, {domain.value} ({judge.replace('_', ' ')})")
-    for version in range(newest + 1):
-        label = policy_label(version)
+    versions = [policy_label(version) for version in range(newest + 1)]
+    for ending in (BEFORE_PPO, STUDENT):
+        if any(row["version"] == versions[-1] + ending for row in win_rates):
+            versions.insert(-1, versions[-1] + ending)
+    for label in versions:
         scores = [
             _number(metrics.get(f"{kind}/{domain.value}/{label}"))
             for kind in ("rm", "gold")
@@ -162,15 +166,23 @@ def summary_lines(recipe: Recipe, heads: Heads) -> Iterable[str]:
             f"Bits per byte of held-out text: {metrics['bits_per_byte_before']:.3f} before, "
             f"{metrics['bits_per_byte_after']:.3f} after pretraining"
         )
+    newest = policy_label(recipe.num_versions)
     evaluation = heads.manifest(recipe.num_versions, "evaluate")
     metrics = evaluation.metrics if evaluation else {}
+    win_rates = heads.rows(recipe.num_versions, "evaluate", "win_rates")
+    for domain in Domain:
+        for judge in _JUDGES:
+            rate = _win_rate(win_rates, newest, domain, judge, newest + BEFORE_PPO)
+            if rate != NONE:
+                by = judge.replace("_", " ")
+                yield f"PPO of {newest} over its rejection sampling, {domain.value} ({by}): {rate}"
     for domain in Domain:
         gain = metrics.get(f"gold_gain/{domain.value}")
         if gain is not None:
             low = metrics[f"gold_gain_low/{domain.value}"]
             high = metrics[f"gold_gain_high/{domain.value}"]
             yield (
-                f"Gold {domain.value} of v{recipe.num_versions} over SFT: {gain:+.3f} "
+                f"Gold {domain.value} of {newest} over SFT: {gain:+.3f} "
                 f"(95 % interval {low:+.3f} to {high:+.3f})"
             )
 
@@ -186,14 +198,16 @@ def place_lines(store: Store, ledger: Ledger, where: Places, prefect_at: str) ->
     yield f"See `rlhf status --home {where.home}` and `rlhf models --home {where.home} --json`"
 
 
-def _win_rate(rows: Sequence[dict[str, Any]], version: str, domain: Domain, judge: str) -> str:
+def _win_rate(
+    rows: Sequence[dict[str, Any]],
+    version: str,
+    domain: Domain,
+    judge: str,
+    opponent: str = policy_label(BASE),
+) -> str:
+    wanted = (version, opponent, domain.value, judge)
     for row in rows:
-        if (row["version"], row["opponent"], row["domain"], row["judge"]) == (
-            version,
-            policy_label(BASE),
-            domain.value,
-            judge,
-        ):
+        if (row["version"], row["opponent"], row["domain"], row["judge"]) == wanted:
             return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     return NONE
 

@@ -24,12 +24,16 @@ class StageName(StrEnum):
     tokenize_corpus = "tokenize_corpus"
     pretrain = "pretrain"
     sft = "sft"
+    student_base = "pretrain-student"
     sample_pairs = "sample_pairs"
     collect_preferences = "collect_preferences"
     helpfulness_rm = "reward_model-helpfulness"
     safety_rm = "reward_model-safety"
+    ghost_attention = "ghost_attention"
+    safety_distillation = "safety_distillation"
     rejection_sampling = "rejection_sampling"
     ppo = "ppo"
+    distillation = "distillation"
     evaluate = "evaluate"
 
 

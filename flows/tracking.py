@@ -29,7 +29,7 @@ from flows.environment import Places, prepare
 from flows.graph import BASE, Node, policy, reward_model_name
 from flows.recipe import Recipe
 from stages.runtime.stage import inputs_of, stage_module
-from stages.runtime.workdir import read_metrics
+from stages.runtime.workdir import read_metrics, read_samples
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,6 +198,18 @@ class Tracker:
             tag = RunTag("rlhf.spool_step", str(batch.next_step))
             self._client.log_batch(run_id, metrics=batch.metrics, tags=[tag])
             self._sent[key] = batch.next_step
+        self._send_samples(key, run_id)
+
+    def _send_samples(self, key: str, run_id: str) -> None:
+        """Tables of samples that MLflow has not got, each a file of its own, samples/00000010.json:
+        one that is there is whole, so none is ever sent twice."""
+        if not (tables := read_samples(self._store, key)):
+            return
+        there = {file.path for file in self._client.list_artifacts(run_id, "samples")}
+        for step, rows in tables.items():
+            if (name := f"samples/{step}.json") not in there:
+                columns = {column: [row[column] for row in rows] for column in rows[0]}
+                self._client.log_table(run_id, columns, name)
 
     def record(self, node: Node, manifest: Manifest, store: Store) -> None:
         """A finished node: nothing when MLflow has it already, else all that the manifest says."""

@@ -4,36 +4,53 @@
     torchrun --nproc-per-node 8 -m stages.evaluate --config evaluate.json --home RLHF_HOME
 
 The judges are the iteration's own reward models and, in the sandbox, the gold judge, which no
-training stage sees: reward-model score up and gold score down is reward hacking.
+training stage sees: reward-model score up and gold score down is reward hacking. Reported as well:
+refusals of harmless prompts that sound harmful, and how long an instruction is kept (Table 30).
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from stages.models.batches import seed_from
-from stages.models.comparison import paired_difference, win_rate_row
+from stages.models.comparison import paired_difference, rate_row, win_rate_row
+from stages.models.dialogues import hold
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
-from stages.models.rewards import RewardModels
+from stages.models.retention import (
+    RETENTION,
+    RetentionSettings,
+    instructed_dialogues,
+    retention_rates,
+)
+from stages.models.rewards import GATE_THRESHOLD, RewardModels
 from stages.models.sampling import fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.sandbox.judge import gold_scores
+from stages.sandbox.retention import keeps
 from stages.text.dialogue import Overlong
+from stages.text.refusals import is_refusal
 
-VERSION = "2"
+VERSION = "3"
 
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
+FALSE_REFUSAL = "false_refusal"
+ALL_HARMLESS = "all"
+"""Group of the false refusals on every prompt of the helpfulness domain."""
+BEFORE_PPO = "-rs"
+"""Ending of the label of a version's rejection-sampling model, where PPO followed: "v5-rs"."""
+STUDENT = "-student"
+"""Ending of the label of the smaller model that learnt from a version's samples."""
 CUT_OFF_HANDICAP = 1e4
 """More than any two scores of a reward model differ by, little enough for exact differences."""
 
@@ -48,11 +65,24 @@ class EvaluateSettings(Contract):
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
-    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     independent_judge: Literal["none", "sandbox"] = "none"
     """A judge beside the reward models; "sandbox" is the gold judge of the sandbox's world."""
+    harmless_lookalikes: tuple[str, ...] = ("borderline",)
+    """Categories of harmless prompts that sound harmful: refusals of them are counted apart."""
+    retention: RetentionSettings | None = None
+    """Dialogues that show how long an instruction is kept; needs the sandbox's judge."""
     overlong: Overlong = "error"
     engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _can_check_instructions(self) -> "EvaluateSettings":
+        if self.retention is not None and self.independent_judge != "sandbox":
+            raise ValueError(
+                "retention is checked by the sandbox's judge: set independent_judge to sandbox, or "
+                "leave retention out"
+            )
+        return self
 
 
 class Config(StageConfig, EvaluateSettings):
@@ -60,7 +90,8 @@ class Config(StageConfig, EvaluateSettings):
 
     version: int = Field(gt=0)
     models: dict[str, ArtifactRef]
-    """Model of each version by name ("sft", "v1", …), oldest first."""
+    """Model of each version by name ("sft", "v1", …), oldest first; "v5-rs" and the like stand
+    before the version that they led to."""
     helpfulness_rm: ArtifactRef
     safety_rm: ArtifactRef
     prompts: ArtifactRef
@@ -81,14 +112,21 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     for version in config.models:
         rows += answer(config, work, version, prompts, reward_models)
     win_rates = compare(config, rows)
+    rates = [*false_refusals(config, rows), *kept_instructions(config, work)]
 
     return StageOutput(
         {
             "evaluations": table_output(work, "evaluations", "evaluations", rows),
             "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
-            "figures": draw(work, win_rates),
+            "rates": table_output(work, "rates", "rates", rates),
+            "figures": draw(work, win_rates, rates),
         },
-        {**mean_scores(rows), **gold_gains(config, rows), **win_rate_metrics(win_rates)},
+        {
+            **mean_scores(rows),
+            **gold_gains(config, rows),
+            **win_rate_metrics(win_rates),
+            **{f"{r['measure']}/{r['group']}/{r['version']}": r["rate"] for r in rates},
+        },
     )
 
 
@@ -144,18 +182,28 @@ def answer(
 
 
 def compare(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Win rates of each version against SFT and against the version before it."""
+    """Win rates of each version against SFT, the version before it, and models on the way to it."""
     versions = list(config.models)
     judges = [REWARD_MODEL] + ([GOLD] if config.independent_judge == "sandbox" else [])
     table = []
     for i, version in enumerate(versions[1:], start=1):
-        for opponent in dict.fromkeys((versions[0], versions[i - 1])):
+        for opponent in opponents(versions[:i], version):
             for domain in Domain:
                 for name in judges:
                     own, other = paired(rows, version, opponent, domain, name)
                     if own:
                         table.append(win_rate_row(version, opponent, domain, name, own, other))
     return table
+
+
+def opponents(earlier: list[str], version: str) -> list[str]:
+    """What a version is compared with, of all that stand before it in the evaluation.
+
+    The first and the newest version, and the models on the way to this one ("v5-rs" of "v5").
+    """
+    on_the_way = [label for label in earlier if label.startswith(f"{version}-")]
+    versions = [label for label in earlier if "-" not in label]
+    return list(dict.fromkeys([versions[0], versions[-1], *on_the_way]))
 
 
 def paired(
@@ -176,6 +224,50 @@ def paired(
     own, other = by_version[version], by_version[opponent]
     shared = sorted(own.keys() & other.keys())
     return [own[p] for p in shared], [other[p] for p in shared]
+
+
+def false_refusals(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How often each version refuses harmless prompts: all, and those that sound harmful."""
+    table = []
+    for version in config.models:
+        own = [r for r in rows if r["version"] == version and r["domain"] == Domain.helpfulness]
+        groups = {ALL_HARMLESS: own} | {
+            name: [r for r in own if r["category"] == name] for name in config.harmless_lookalikes
+        }
+        for group, answered in groups.items():
+            if answered:
+                verdicts = [is_refusal(row["response"]) for row in answered]
+                table.append(rate_row(FALSE_REFUSAL, version, group, verdicts))
+    return table
+
+
+def kept_instructions(config: Config, work: WorkDir) -> list[dict[str, Any]]:
+    """Each version holds the same dialogues; the instruction stands in the first turn only."""
+    if config.retention is None:
+        return []
+    seed = seed_from(config.seed, "retention")
+    num_prompts = config.retention.num_dialogues * config.retention.num_turns
+    prompts = select_prompts(
+        work.table(config.prompts, "prompts"), "test", {Domain.helpfulness: num_prompts}, seed
+    )
+    asked = instructed_dialogues(prompts, config.retention, seed)
+    table = []
+    for version, ref in config.models.items():
+        model, tokenizer = load_sampler(work, ref, config.engine)
+        talks = hold(
+            [dialogue for dialogue, _ in asked],
+            "first_turn",
+            model,
+            tokenizer,
+            Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
+            seed,
+            work,
+            config.generation_batch_size,
+            label=f"{version} turn",
+        )
+        instructions = [instruction for _, instruction in asked]
+        table += retention_rates(version, talks.dialogues, instructions, keeps)
+    return table
 
 
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -218,8 +310,10 @@ def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
-    """Win rate against SFT by version, both domains (Figure 11)."""
+def draw(
+    work: WorkDir, win_rates: list[dict[str, Any]], rates: list[dict[str, Any]]
+) -> tuple[Path, str]:
+    """Win rate against SFT by version (Figure 11), and kept instructions by turn (Table 30)."""
     folder = work.output("figures")
     if work.rank.is_main:
         from matplotlib.figure import Figure  # here, since it takes a second
@@ -234,23 +328,40 @@ def draw(work: WorkDir, win_rates: list[dict[str, Any]]) -> tuple[Path, str]:
                     for r in win_rates
                     if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
                 ]
-                _plot_series(axes, series, f"{domain}, {name.replace('_', ' ')}", name == GOLD)
+                label = f"{domain}, {name.replace('_', ' ')}"
+                _plot_series(axes, series, "version", "win_rate", label, name == GOLD)
         axes.axhline(0.5, color="grey", linewidth=0.8)
         axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
         axes.legend(fontsize="small")
-        # a fixed "Software" field would name matplotlib's version in the artifact's digest
-        figure.savefig(folder / "win_rates.png", dpi=120, metadata={"Software": None})
+        _save(figure, folder / "win_rates.png")
+        kept = [r for r in rates if r["measure"] == RETENTION]
+        if kept:
+            figure = Figure(figsize=(7, 4), layout="constrained")
+            axes = figure.subplots()
+            for version in dict.fromkeys(r["version"] for r in kept):
+                series = [r for r in kept if r["version"] == version]
+                _plot_series(axes, series, "group", "rate", version, True)
+            axes.set(ylim=(0, 1.02), ylabel="kept", title="Instruction of turn 1 kept, 95 %")
+            axes.legend(fontsize="small")
+            _save(figure, folder / "retention.png")
     return folder, "figures"
 
 
-def _plot_series(axes: Any, series: list[dict[str, Any]], label: str, solid: bool) -> None:
+def _save(figure: Any, path: Path) -> None:
+    # a fixed "Software" field would name matplotlib's version in the artifact's digest
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _plot_series(
+    axes: Any, series: list[dict[str, Any]], along: str, value: str, label: str, solid: bool
+) -> None:
     if not series:
         return
-    rates = np.array([r["win_rate"] for r in series])
+    rates = np.array([r[value] for r in series])
     low = rates - [r["low"] for r in series]
     high = [r["high"] for r in series] - rates
     axes.errorbar(
-        [r["version"] for r in series],
+        [r[along] for r in series],
         rates,
         yerr=np.abs(np.stack([low, high])),
         marker="o",

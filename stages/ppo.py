@@ -7,6 +7,7 @@ Maximises R̃_c(g|p) − β · KL(π_θ ‖ π_0): the score is paid once, on th
 the KL term at every token. π_0 is the rejection-sampling model that PPO starts from.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ from data_contracts.base import StageConfig
 from kernels.generation import Sampling
 from kernels.heads import ValueModel
 from kernels.model import CausalLM
-from kernels.ppo import gae, kl_shaped_rewards, sum_per_response
+from kernels.ppo import AdaptiveKL, gae, kl_shaped_rewards, sum_per_response
 from stages.models.batches import seed_from, shuffled
 from stages.models.early_stopping import (
     EarlyStopping,
@@ -27,11 +28,12 @@ from stages.models.early_stopping import (
     forget_older_bests,
     keep_best,
     publish_best,
+    within_budget,
 )
 from stages.models.folders import load_policy, load_scorer
 from stages.models.ppo_update import UpdateSettings, update
 from stages.models.prompts import Prompts, select_prompts
-from stages.models.rewards import RewardModels, raw_scores, whitened
+from stages.models.rewards import GATE_THRESHOLD, RewardModels, raw_scores, whitened
 from stages.models.rollouts import (
     Rollouts,
     Trajectory,
@@ -40,6 +42,7 @@ from stages.models.rollouts import (
     publish_rollouts,
     response_logprobs,
     response_values,
+    sample_rows,
     sample_trajectories,
 )
 from stages.models.sampling import fitting_prompts
@@ -77,9 +80,16 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     gradient_clipping: float = Field(default=1.0, gt=0)
     kl_beta: float = Field(default=0.01, ge=0)
     """0.01 for 7B and 13B, 0.005 for 34B and 70B."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL per response, in nats, that β is moved to hold, from `kl_beta` on; without it β is
+    constant, as in the paper."""
+    kl_horizon: int = Field(default=10_000, gt=0)
+    """Responses over which a KL 20 % off the target moves β by about 20 %."""
+    kl_budget: float | None = Field(default=None, gt=0)
+    """KL per response, in nats, that ends training; no version beyond it is kept."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     whiten_by: Literal["batch", "domain", "none"] = "batch"
     """Whiten rewards over the whole batch, or helpfulness and safety scores each by themselves;
     "none" takes them as they are, which an ablation needs and nobody else."""
@@ -91,6 +101,8 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     """Iterations between held-out evaluations."""
     patience: int = Field(default=5, gt=0)
     """Held-out evaluations without a new best before training stops."""
+    show_samples_every: int = Field(default=10, gt=0, json_schema_extra={"in_key": False})
+    """Iterations from one table of samples in MLflow to the next."""
     checkpoint_every: int = Field(default=10, gt=0, json_schema_extra={"in_key": False})
     """Iterations from one checkpoint to the next."""
     overlong: Overlong = "error"
@@ -140,7 +152,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 def train(
     config: Config, work: WorkDir, models: Models, prompts: Prompts, held_out: Prompts
 ) -> tuple[EarlyStopping, int]:
-    """Iterations until early stopping or the last one; how many there were.
+    """Iterations until early stopping, the KL budget's end or the last one; how many there were.
 
     Metrics are tracked by the number of iterations done, each number once: 0 is before training.
     """
@@ -150,20 +162,30 @@ def train(
         done, extra = checkpointer.restore(engines)
         models.sampler = plain_policy(models.policy)
         stopping = EarlyStopping(**extra.get("early_stopping", {}))
+        kl = AdaptiveKL(**extra["kl"]) if "kl" in extra else kl_controller(config)
         forget_bests_after(work, done)
         forget_rollouts_from(work, done)
         if done == 0:
             work.track(0, evaluate_held_out(config, work, models, held_out, stopping, 0))
-        while done < config.num_iterations and stopping.num_without_best < config.patience:
-            metrics = iterate(config, work, models, prompts, meter, iteration=done)
+        while done < config.num_iterations and not stopping.is_over(config.patience):
+            metrics = iterate(config, work, models, prompts, meter, done, kl.beta)
             done += 1
+            stopping.spend(metrics["ppo/kl"], config.kl_budget)
+            if config.kl_target is not None:
+                kl.update(metrics["ppo/kl"], config.batch_size)
             if done % config.evaluate_every == 0:
                 metrics |= evaluate_held_out(config, work, models, held_out, stopping, done)
             work.track(done, metrics)
             work.progress(done, config.num_iterations, "iteration", reward=metrics["ppo/reward"])
-            if checkpointer.maybe_save(done, engines, {"early_stopping": vars(stopping)}):
+            state = {"early_stopping": vars(stopping), "kl": kl.state_dict()}
+            if checkpointer.maybe_save(done, engines, state):
                 forget_older_bests(work, checkpointer.steps())
     return stopping, done
+
+
+def kl_controller(config: Config) -> AdaptiveKL:
+    """β and what moves it; without a target it is never asked to."""
+    return AdaptiveKL(config.kl_beta, config.kl_target or math.inf, config.kl_horizon)
 
 
 def iterate(
@@ -173,14 +195,17 @@ def iterate(
     prompts: Prompts,
     meter: Meter,
     iteration: int,
+    beta: float,
 ) -> dict[str, float]:
     """One batch of prompts: responses, their worth, and one pass of updates."""
     clock = Clock()
     policy = models.policy if iteration >= config.num_value_warmup_iterations else None
     with meter.step():
         batch = prompts.batch(config.seed, iteration, config.batch_size)
-        rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock)
+        rollouts, reward_stats = roll_out(config, work, models, batch, iteration, clock, beta)
         keep_rollouts(work, iteration, batch.rows, rollouts)
+        if (iteration + 1) % config.show_samples_every == 0:
+            work.show(iteration + 1, sample_rows(batch.rows, rollouts, models.tokenizer))
         with clock.phase("update"):
             order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
             stats = update(config, policy, models.value, rollouts, order, work.rank)
@@ -247,7 +272,13 @@ def load_prompts(
 
 
 def roll_out(
-    config: Config, work: WorkDir, models: Models, batch: Prompts, iteration: int, clock: Clock
+    config: Config,
+    work: WorkDir,
+    models: Models,
+    batch: Prompts,
+    iteration: int,
+    clock: Clock,
+    beta: float,
 ) -> tuple[Rollouts, dict[str, float]]:
     """Sample responses and work out what each of their tokens is worth."""
     # 1. Sample, with the weights gathered once into a plain module.
@@ -272,7 +303,7 @@ def roll_out(
         group = torch.tensor(is_safety) & (config.whiten_by == "domain")
         make_scores = raw_scores if config.whiten_by == "none" else whitened
         scores = make_scores(raw.reward, group, finished, config.unfinished_score)
-    rewards = kl_shaped_rewards(scores, logprobs, ref_logprobs, lengths, config.kl_beta)
+    rewards = kl_shaped_rewards(scores, logprobs, ref_logprobs, lengths, beta)
     advantages, returns = gae(rewards, values, lengths, config.gamma, config.gae_lambda)
 
     kl = sum_per_response(logprobs - ref_logprobs, lengths)
@@ -282,6 +313,7 @@ def roll_out(
         "ppo/safety_score": float(raw.safety.mean()),
         "ppo/gate_rate": float(raw.gated.float().mean()),
         "ppo/kl": float(kl.mean()),
+        "ppo/beta": beta,
         "ppo/response_tokens": float(np.mean(lengths)),
         "ppo/unfinished_share": 1 - float(finished.float().mean()),
     }
@@ -329,7 +361,7 @@ def evaluate_held_out(
     kl = float((logprobs - ref_logprobs).sum()) / len(trajectories)
     standardised = stopping.standardised(reward, prompts.domains)
     objective = float(standardised.mean()) - config.kl_beta * kl
-    if stopping.observe(objective, iteration):
+    if stopping.observe(objective, iteration, within_budget(kl, config.kl_budget)):
         keep_best(work, models.policy, models.sampler.config, models.tokenizer, iteration)
     return {
         "held_out/objective": objective,

@@ -8,24 +8,26 @@ the best one becomes the new answer. Earlier iterations' best answers join them 
 says so: with the previous iteration's alone, the paper's V3 forgot how to rhyme.
 """
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
+from stages.models.best_of_k import best_examples, best_temperature, choice_counts, choose_best
 from stages.models.finetuning import FinetuningSettings, finetune
 from stages.models.folders import load_policy, load_sampler, save_policy
 from stages.models.prompts import select_prompts
-from stages.models.rewards import RewardModels, Scores
+from stages.models.rewards import GATE_THRESHOLD, RewardModels, Scores
 from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
-from stages.text.dialogue import Overlong, render_demonstration, render_prompt
+from stages.text.dialogue import Overlong, render_demonstration
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
@@ -39,11 +41,20 @@ class RejectionSamplingSettings(Contract):
     """K: responses to each prompt."""
     temperature: float = Field(default=1.0, gt=0)
     """The paper found 1.2 to 1.3 best once RLHF has begun."""
+    search_temperatures: tuple[PositiveFloat, ...] = ()
+    """Grid to look for this iteration's temperature in; without it `temperature` is taken. The
+    best one shifts with every iteration (§3.2.3, Figure 8)."""
+    num_search_prompts: dict[str, int] = {"helpfulness": 128, "safety": 64}
+    """Validation prompts of the search."""
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
-    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     """The safety score decides below this probability of being safe."""
+    num_red_team_prompts: int = Field(default=1000, ge=0)
+    """Most prompts that broke the last version and are sampled as well."""
+    drop_all_unsafe: bool = True
+    """Learn nothing for a prompt whose samples the Safety RM finds unsafe one and all."""
     replay_demonstrations: float = Field(default=0.0, ge=0)
     """SFT demonstrations mixed in, as a multiple of the number of best answers."""
     overlong: Overlong = "error"
@@ -64,10 +75,18 @@ class Config(StageConfig, RejectionSamplingSettings):
     earlier_samples: tuple[ArtifactRef, ...] = ()
     """Scored samples of the iterations whose best answers are kept."""
     demonstrations: ArtifactRef
+    extra_demonstrations: tuple[ArtifactRef, ...] = ()
+    """Of ghost_attention and safety_distillation: learnt with the best answers, each message by its
+    own loss flag."""
+    red_team: tuple[ArtifactRef, ...] = ()
+    """Prompts that broke the last version."""
 
 
 def run(config: Config, work: WorkDir) -> StageOutput:
     """Sample K, score, choose the best, add the bag of earlier ones, fine-tune, save."""
+    # Both load their models themselves: a policy and two reward models need not fit side by side.
+    temperature, search = tuned_temperature(config, work)
+    config = config.model_copy(update={"temperature": temperature})
     prompts, samples, scores = sample_and_score(config, work)
     scored = scored_rows(config, prompts, samples, scores)
     best = [row for row in scored if row["best"]]
@@ -75,8 +94,14 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
     policy, tokenizer = load_policy(work, config.start_from)
     replay = replayed(config, work, len(bag))
+    extra = [
+        row
+        for ref in config.extra_demonstrations
+        for row in work.table(ref, "demonstrations").to_pylist()
+    ]
     longest = config.finetuning.sequence_length
-    examples = best_examples(bag, tokenizer, longest) + answer_examples(replay, tokenizer, longest)
+    examples = best_examples(bag, tokenizer, longest)
+    examples += answer_examples(replay + extra, tokenizer, longest)
     engine = finetune(policy, examples, config.finetuning, config.seed, work)
 
     return StageOutput(
@@ -88,26 +113,50 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "model": save_policy(work, "model", engine, policy.config, tokenizer),
         },
         {
+            **search,
             **sampling_metrics(config, scored, scores),
             "num_best": float(len(best)),
             "num_earlier": float(len(bag) - len(best)),
             "num_replayed": float(len(replay)),
-            "num_overlong": float(len(bag) + len(replay) - len(examples)),
+            "num_extra": float(len(extra)),
+            "num_overlong": float(len(bag) + len(replay) + len(extra) - len(examples)),
         },
     )
 
 
+def tuned_temperature(config: Config, work: WorkDir) -> tuple[float, dict[str, float]]:
+    """The temperature whose best of K is best on validation prompts, and what each one reached."""
+    if not config.search_temperatures:
+        return config.temperature, {"temperature": config.temperature}
+    rewards, domains = {}, []
+    for temperature in config.search_temperatures:
+        at = config.model_copy(update={"temperature": temperature})
+        prompts, samples, scores = sample_and_score(at, work, "validation")
+        domains = [row["domain"] for row in prompts]
+        usable = torch.tensor([s.finished and bool(s.text.strip()) for s in samples])
+        usable &= ~scores.gated
+        reward = scores.reward.masked_fill(~usable, -torch.inf)
+        rewards[temperature] = reward.view(len(prompts), config.num_samples)
+    best, worth = best_temperature(rewards, domains)
+    return best, {"temperature": best, **{f"search/{t:g}": w for t, w in worth.items()}}
+
+
 def sample_and_score(
-    config: Config, work: WorkDir
+    config: Config, work: WorkDir, split: Literal["train", "validation"] = "train"
 ) -> tuple[list[dict[str, Any]], list[Sample], Scores]:
-    """Prompts, and their K·N samples with scores; sample i belongs to prompt i // K."""
+    """Prompts, and their K·N samples with scores; sample i belongs to prompt i // K.
+
+    Training prompts are those to learn from, validation prompts those of the search.
+    """
     policy, tokenizer = load_sampler(work, config.policy, config.finetuning.engine)
     wanted = select_prompts(
         work.table(config.prompts, "prompts"),
-        "train",
-        config.num_prompts,
+        split,
+        config.num_prompts if split == "train" else config.num_search_prompts,
         seed_from(config.seed, config.version, "rejection_sampling"),
     )
+    if split == "train":
+        wanted += red_team_prompts(config, work, {row["prompt_id"] for row in wanted})
     max_prompt_tokens = policy.config.max_seq_len - config.max_new_tokens
     prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
     repeated = [t for t in tokens for _ in range(config.num_samples)]
@@ -136,31 +185,38 @@ def sample_and_score(
     return prompts, samples, scores
 
 
+def red_team_prompts(config: Config, work: WorkDir, chosen: set[str]) -> list[dict[str, Any]]:
+    """A seeded choice of the prompts that broke the last version and are not chosen already."""
+    rows = {
+        row["prompt_id"]: row
+        for ref in config.red_team
+        for row in work.table(ref, "prompts").to_pylist()
+        if row["prompt_id"] not in chosen
+    }
+    found = list(rows.values())
+    order = shuffled(len(found), seed_from(config.seed, config.version, "red_team"))
+    return [found[i] for i in order[: config.num_red_team_prompts]]
+
+
 def scored_rows(
     config: Config, prompts: list[dict[str, Any]], samples: list[Sample], scores: Scores
 ) -> list[dict[str, Any]]:
     """Rows of the scored_samples table; duplicates of one prompt's samples are left out."""
+    unsafe_below = unsafe_score(config) if config.drop_all_unsafe else -math.inf
     rows = []
     for p, prompt in enumerate(prompts):
         first = p * config.num_samples
         indices = range(first, first + config.num_samples)
         distinct = list({samples[i].text: i for i in indices}.values())
-        best = choose_best(distinct, samples, scores)
+        best = choose_best(distinct, samples, scores, unsafe_below)
         for index in sorted(distinct):
             rows.append(scored_row(config, prompt, index, samples, scores, index == best))
     return rows
 
 
-def choose_best(candidates: list[int], samples: list[Sample], scores: Scores) -> int | None:
-    """The candidate with the highest reward among those that ended and say something.
-
-    A response that the gate caught ranks below every one that it did not: the two kinds of
-    reward lie on different scales and are not compared. None when every sample was cut off.
-    """
-    usable = [i for i in candidates if samples[i].finished and samples[i].text.strip()]
-    if not usable:
-        return None
-    return max(usable, key=lambda i: (not bool(scores.gated[i]), float(scores.reward[i])))
+def unsafe_score(config: Config) -> float:
+    """The gate's threshold as a score, that is, a logit."""
+    return math.log(config.gate_threshold / (1 - config.gate_threshold))
 
 
 def scored_row(
@@ -224,21 +280,6 @@ def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any
     return table.take(order).to_pylist()
 
 
-def best_examples(
-    best: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
-) -> list[Example]:
-    """The best samples that fit, by the ids that were drawn and scored.
-
-    Their text encoded anew can be another sequence of ids, which nobody scored (trap 16).
-    """
-    examples = []
-    for row in best:
-        prompt, response = render_prompt(row["messages"], tokenizer), row["response_tokens"]
-        loss_mask = [False] * len(prompt) + [True] * len(response)
-        examples.append(Example(prompt + response, loss_mask, row["sample_id"]))
-    return [example for example in examples if len(example.tokens) <= sequence_length]
-
-
 def answer_examples(
     rows: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
 ) -> list[Example]:
@@ -258,6 +299,7 @@ def sampling_metrics(
         "gate_rate": float(scores.gated.float().mean()),
         "num_duplicates": float(len(scores.reward) - len(scored)),
         "unfinished_share": 1 - float(np.mean([row["finished"] for row in scored])),
+        **choice_counts(scored, unsafe_score(config)),
     }
     for domain in sorted({row["domain"] for row in scored}):
         by_prompt: dict[str, list[float]] = {}
@@ -267,9 +309,6 @@ def sampling_metrics(
         groups = [torch.tensor(rewards) for rewards in by_prompt.values()]
         metrics[f"reward_max/{domain}"] = float(torch.stack([g.max() for g in groups]).mean())
         metrics[f"reward_median/{domain}"] = float(torch.stack([g.median() for g in groups]).mean())
-    metrics["num_all_cut_off"] = float(
-        len({r["prompt_id"] for r in scored}) - sum(row["best"] for row in scored)
-    )
     return metrics
 
 

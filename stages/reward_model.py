@@ -20,16 +20,24 @@ from data_contracts.ratings import MARGINS, Domain
 from kernels.heads import RewardModel
 from kernels.losses import ranking_loss, safety_auxiliary_loss
 from stages.models.batches import seed_from, share_of_rank, shuffled
-from stages.models.folders import load_policy, save_scorer
+from stages.models.calibration import (
+    calibration_error,
+    calibration_rows,
+    gate_quality,
+    length_bias,
+)
+from stages.models.folders import load_policy, load_scorer, save_scorer
 from stages.models.pairs import (
     OverlongPair,
     Pair,
+    PairScores,
     accuracy_rows,
     flat_pairs,
     render_pairs,
     safety_targets,
-    score_margins,
+    score_pairs,
 )
+from stages.models.rewards import GATE_THRESHOLD
 from stages.runtime.checkpoints import Checkpointer
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
 from stages.runtime.schedules import cosine_with_warmup
@@ -37,6 +45,7 @@ from stages.runtime.settings import CheckpointSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.runtime.throughput import Meter
+from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
 
@@ -65,6 +74,9 @@ class RewardModelSettings(CheckpointSettings):
     """Helpfulness RM: share of its pairs drawn from safety and open-source data."""
     helpfulness_share: float = Field(default=0.1, ge=0, lt=1)
     """Safety RM: share of its pairs drawn from helpfulness data, own and open-source."""
+    newest_share: float = Field(default=0.5, gt=0, le=1)
+    """Of a model that goes on from the version before: share of its pairs from the newest weekly
+    batch of its domain; the others are drawn anew from all the mix holds beside it."""
     max_tokens: int = Field(default=4096, gt=1)
     """Tokens of prompt and response together."""
     overlong: OverlongPair = "error"
@@ -76,17 +88,21 @@ class Config(StageConfig, RewardModelSettings):
 
     domain: Domain
     init_from: ArtifactRef
+    """The chat model (§3.2.2)."""
+    continue_from: ArtifactRef | None = None
+    """The reward model of the version before; then the chat model gives its tokenizer alone."""
     preferences: tuple[ArtifactRef, ...]
     """Every weekly batch so far."""
     open_preferences: ArtifactRef
 
 
 def run(config: Config, work: WorkDir) -> StageOutput:
-    """Mix the data, train one epoch of ranking, measure accuracy on every test set, save."""
-    policy, tokenizer = load_policy(work, config.init_from)
-    model = RewardModel.from_causal(policy, torch.Generator().manual_seed(config.seed))
+    """Mix the data, train one epoch of ranking, measure it on every test set, save."""
+    model, tokenizer = start(config, work)
     own, open_source = load_preferences(config, work)
     rows = mixture(config, [r for r in own if r["split"] == "train"], open_source)
+    if config.continue_from is not None:
+        rows = newest_with_replay(config, rows)
     pairs = render_pairs(rows, tokenizer, config.max_tokens, config.overlong)
     if not pairs:
         raise UserError(
@@ -96,11 +112,12 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
     engine = train(config, model, pairs, work)
 
-    accuracies = evaluate(config, engine, own, open_source, tokenizer, work)
+    accuracies, calibration, metrics = evaluate(config, engine, own, open_source, tokenizer, work)
     return StageOutput(
         {
             "model": save_scorer(work, "model", engine, model.config, tokenizer),
             "accuracies": table_output(work, "accuracies", "accuracies", accuracies),
+            "calibration": table_output(work, "calibration", "calibration", calibration),
         },
         {
             "num_pairs": float(len(pairs)),
@@ -109,8 +126,18 @@ def run(config: Config, work: WorkDir) -> StageOutput:
                 f"accuracy/{row['test_set']}/{row['rating'] or 'all'}": row["accuracy"]
                 for row in accuracies
             },
+            **metrics,
         },
     )
+
+
+def start(config: Config, work: WorkDir) -> tuple[RewardModel, Tokenizer]:
+    """The model to train: the chat model with a new head, or the version before's reward model."""
+    policy, tokenizer = load_policy(work, config.init_from)
+    if config.continue_from is not None:
+        return load_scorer(work, config.continue_from), tokenizer
+    generator = torch.Generator().manual_seed(config.seed)
+    return RewardModel.from_causal(policy, generator), tokenizer
 
 
 def load_preferences(
@@ -143,6 +170,20 @@ def mixture(
     num_drawn = round(len(core) * share / (1 - share))
     drawn = shuffled(len(pool), seed_from(config.seed, config.domain))[:num_drawn]
     return core + [pool[i] for i in drawn]
+
+
+def newest_with_replay(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest batch of the domain's own pairs, and a seeded draw from the rest of the mix.
+
+    The model has learnt the older batches in earlier versions. Replay keeps it on all
+    distributions at a cost that does not grow with the number of weeks.
+    """
+    week = max((row["batch"] for row in rows if row["domain"] == config.domain), default=0)
+    newest = [r for r in rows if r["batch"] == week and r["domain"] == config.domain]
+    rest = [r for r in rows if r["batch"] != week or r["domain"] != config.domain]
+    num_replayed = round(len(newest) * (1 - config.newest_share) / config.newest_share)
+    order = shuffled(len(rest), seed_from(config.seed, config.domain, "replay", week))
+    return newest + [rest[i] for i in order[:num_replayed]]
 
 
 def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) -> Engine:
@@ -223,24 +264,44 @@ def evaluate(
     engine: Engine,
     own: list[dict[str, Any]],
     open_source: list[dict[str, Any]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     work: WorkDir,
-) -> list[dict[str, Any]]:
-    """Accuracy on each held-out set: both own domains, and the open-source data."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """Accuracy and calibration on each held-out set: both own domains, and the open-source data.
+
+    The metrics are those of the set of the model's own domain.
+    """
     test_sets = {
         **{d.value: [r for r in own if r["domain"] == d] for d in Domain},
         "open_source": open_source,
     }
     # an overlong held-out pair is cut like a training pair, or left out: never a late failure
     overlong = "truncate" if config.overlong == "truncate" else "drop"
-    rows = []
+    accuracies, calibration, metrics = [], [], {}
     for name, candidates in test_sets.items():
         held_out = [r for r in candidates if r["split"] == "test"]
         pairs = render_pairs(held_out, tokenizer, config.max_tokens, overlong)
-        if pairs:
-            margins = score_margins(engine, pairs, work.rank)
-            rows += accuracy_rows(config.domain.value, name, pairs, margins)
-    return rows
+        if not pairs:
+            continue
+        scores = score_pairs(engine, pairs, work.rank)
+        accuracies += accuracy_rows(config.domain.value, name, pairs, scores.margins)
+        calibration += calibration_rows(config.domain.value, name, pairs, scores)
+        if name == config.domain:
+            metrics = own_set_metrics(config, pairs, scores, calibration)
+    return accuracies, calibration, metrics
+
+
+def own_set_metrics(
+    config: Config, pairs: list[Pair], scores: PairScores, calibration: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Calibration error, length bias, and the gate's quality for a Safety RM."""
+    own = [row for row in calibration if row["test_set"] == config.domain]
+    metrics = {"calibration_error/preferred": calibration_error(own, "preferred")}
+    metrics |= length_bias(pairs, scores)
+    if any(row["event"] == "safe" for row in own):
+        metrics["calibration_error/safe"] = calibration_error(own, "safe")
+        metrics |= gate_quality(pairs, scores, GATE_THRESHOLD)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sandbox: a world of its own, two versions, on two cores in minutes."""
+"""The sandbox: a world of its own, five versions, on two cores in minutes."""
 
 from pathlib import Path
 
@@ -24,15 +24,17 @@ SEQUENCE_LENGTH = 96
 
 
 def recipe() -> Recipe:
-    """V1 by rejection sampling, V2 with PPO on top; the gold judge says whether it worked."""
+    """V1 to V4 by rejection sampling, V5 with PPO on top; the gold judge says whether it worked."""
     return Recipe(
         name="demo",
-        description="The embedded sandbox: raw text to RLHF-V2, no network, no GPU",
+        description="The embedded sandbox: raw text to RLHF-V5, no network, no GPU",
         product="sandbox",
-        num_versions=2,
-        ppo_from_version=2,
-        bag_all_from_version=2,
+        num_versions=5,
+        ppo_from_version=5,
+        bag_all_from_version=4,
         rejection_sampling_start="previous",
+        # from the chat model on all batches, every week's would take half of the demo's time
+        reward_model_start="previous",
         world=WorldSettings(num_documents=52_000, num_demonstrations=6_000, num_open_pairs=10_000),
         ingest=ingest(),
         tokenizer=TokenizerSettings(vocab_size=768),
@@ -109,6 +111,9 @@ def recipe() -> Recipe:
             max_new_tokens=MAX_NEW_TOKENS,
             independent_judge="sandbox",
         ),
+        # its writers show neither instructions nor preprompts; those of recipe `dialogue` do
+        gatt_from_version=None,
+        safety_distillation_from_version=None,
     )
 
 

@@ -63,6 +63,22 @@ def win_rate_row(
     }
 
 
+def rate_row(measure: str, version: str, group: str, verdicts: Sequence[bool]) -> dict[str, Any]:
+    """A row of the rates table: how many of a version's answers in a group are so."""
+    low, high = wilson_interval(sum(verdicts), len(verdicts))
+    return {
+        "rate_id": f"{measure}:{version}:{group}",
+        "measure": measure,
+        "version": version,
+        "group": group,
+        "num_answers": len(verdicts),
+        "num_so": sum(verdicts),
+        "rate": sum(verdicts) / len(verdicts),
+        "low": low,
+        "high": high,
+    }
+
+
 def paired_difference(own: Sequence[float], other: Sequence[float]) -> Difference:
     """Mean of own − other over the same prompts, normal 95 % interval."""
     gaps = np.asarray(own, float) - np.asarray(other, float)

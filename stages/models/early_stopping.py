@@ -27,6 +27,8 @@ class EarlyStopping:
     best_objective: float = -math.inf
     num_without_best: int = 0
     """Evaluations since the best one."""
+    is_spent: bool = False
+    """Whether the KL has gone beyond its budget."""
     baseline: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard deviation of the held-out reward by domain, before training."""
 
@@ -45,14 +47,27 @@ class EarlyStopping:
             standardised[is_own] = (own - mean) / spread
         return standardised
 
-    def observe(self, objective: float, iteration: int) -> bool:
-        """Take in an evaluation; whether it is the best so far."""
-        if objective > self.best_objective:
+    def is_over(self, patience: int) -> bool:
+        """Whether training ends: so many evaluations without a new best, or no KL left."""
+        return self.is_spent or self.num_without_best >= patience
+
+    def spend(self, kl: float, budget: float | None) -> None:
+        """Take in an iteration's mean KL per response, in nats."""
+        self.is_spent = self.is_spent or not within_budget(kl, budget)
+
+    def observe(self, objective: float, iteration: int, is_allowed: bool = True) -> bool:
+        """Take in an evaluation; whether it is the best so far of those that are allowed."""
+        if is_allowed and objective > self.best_objective:
             self.best_objective, self.best_iteration = objective, iteration
             self.num_without_best = 0
             return True
         self.num_without_best += 1
         return False
+
+
+def within_budget(kl: float, budget: float | None) -> bool:
+    """Whether a KL per response is no more than the budget, if there is one."""
+    return budget is None or kl <= budget
 
 
 def keep_best(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ class Pair:
     safety_label: SafetyLabel | None
     id: str = ""
     """Of the preference, to name it where training fails."""
+
+
+class PairScores(NamedTuple):
+    """Raw scores (logits) of both sides of P pairs, fp32 on the CPU."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def margins(self) -> Tensor:
+        """Score of the chosen side minus that of the rejected one (P,)."""
+        return self.chosen - self.rejected
 
 
 def render_pairs(
@@ -88,13 +100,12 @@ def safety_targets(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return torch.tensor(chosen_safe + rejected_safe), torch.tensor(labelled)
 
 
-def score_margins(
+def score_pairs(
     reward_model: Callable[[Tensor, Documents], Tensor], pairs: Sequence[Pair], rank: Rank
-) -> Tensor:
-    """Score of the chosen side minus that of the rejected one, (P,) fp32 on every rank."""
+) -> PairScores:
+    """Scores of both sides of every pair, on every rank."""
     sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    chosen, rejected = score_sequences(reward_model, sides, rank).chunk(2)
-    return chosen - rejected
+    return PairScores(*score_sequences(reward_model, sides, rank).chunk(2))
 
 
 def accuracy_rows(

@@ -15,6 +15,9 @@ from stages.models.scoring import score_sequences
 from stages.runtime.engine import EngineSettings, frozen
 from stages.runtime.stage import WorkDir
 
+GATE_THRESHOLD = 0.15
+"""The paper's: below this probability of being safe, the safety score decides (§3.2.3)."""
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -21,13 +21,15 @@ from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import Example, LossBatch, by_token_budget, collate
 from stages.models.prompts import Prompts
-from stages.models.sampling import sample_responses
+from stages.models.sampling import response_body, sample_responses
 from stages.runtime.distributed import Rank
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
 
 MEASURING_TOKENS = 16_384
 """Tokens in one forward pass without gradients."""
+NUM_SHOWN = 32
+"""Responses in a table of samples: people read them."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,23 @@ def rollout_rows(
             "kl": float(rollouts.kl[i]),
         }
         for i, trajectory in enumerate(rollouts.trajectories)
+    ]
+
+
+def sample_rows(
+    prompts: Sequence[dict[str, Any]], rollouts: Rollouts, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The first responses of a batch as people read them, with what they were worth."""
+    return [
+        {
+            "domain": prompts[i]["domain"],
+            "prompt": tokenizer.decode(trajectory.prompt),
+            "response": tokenizer.decode(response_body(trajectory.response, tokenizer.eos_id)),
+            "finished": trajectory.finished,
+            "whitened_score": float(rollouts.scores[i]),
+            "kl": float(rollouts.kl[i]),
+        }
+        for i, trajectory in enumerate(rollouts.trajectories[:NUM_SHOWN])
     ]
 
 

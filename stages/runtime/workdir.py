@@ -18,6 +18,7 @@ from stages.runtime.distributed import Rank
 
 METRICS_FILE = "metrics.jsonl"
 PROGRESS_FILE = "progress.json"
+SAMPLES_FOLDER = "samples"
 _PROGRESS_SECONDS = 0.2
 """Pause between two writes of the progress file: nobody reads it faster."""
 
@@ -71,6 +72,16 @@ class WorkDir:
         with (self.attempt / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def show(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep a table of samples for people to read, one a step; rank 0's is written."""
+        if not self.rank.is_main:
+            return
+        folder = self.attempt / SAMPLES_FOLDER
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / ".unfinished"
+        unfinished.write_text(json.dumps(rows), encoding="utf-8")
+        os.replace(unfinished, folder / f"{step:08d}.json")
+
     def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
         """Say how far the stage is: progress.json is replaced at most five times a second.
 
@@ -104,3 +115,17 @@ def read_metrics(store: Store, key: str) -> list[dict[str, Any]]:
             first = min(row["step"] for row in newer)
             rows = [row for row in rows if row["step"] < first] + newer
     return rows
+
+
+def read_samples(store: Store, key: str) -> dict[str, list[dict[str, Any]]]:
+    """All tables of samples shown for a stage key by step, as eight digits.
+
+    A step that a resumed run made again gave the same table; the newest attempt's is taken.
+    """
+    files = {
+        path.stem: path
+        for attempt in store.attempts(key)
+        for path in sorted((attempt / SAMPLES_FOLDER).glob("*.json"))
+        if not path.name.startswith(".")
+    }
+    return {step: json.loads(path.read_text(encoding="utf-8")) for step, path in files.items()}

@@ -7,6 +7,7 @@ leaves head-room for RLHF. Open preference pairs cover what models of every vers
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ from pydantic import Field
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from data_contracts.ratings import Domain, SafetyLabel
+from stages.sandbox import conversations
 from stages.sandbox.annotator import AnnotatorSettings, annotate
+from stages.sandbox.conversations import ConversationSettings
 from stages.sandbox.documents import documents
 from stages.sandbox.responses import (
     CONTENT_FLAWS,
@@ -79,6 +82,8 @@ class WorldSettings(Contract):
     refusal_alternative_rate: float = Field(default=0.35, ge=0, le=1)
     open_annotators: AnnotatorSettings = AnnotatorSettings(noise=0.15)
     """Who labelled the open pairs: a noisier pool."""
+    conversations: ConversationSettings = ConversationSettings()
+    """What the writers add beyond single questions; nothing by default."""
 
 
 # --- demonstrations ------------------------------------------------------------------------------
@@ -233,8 +238,18 @@ def _open_row(prompt: str, domain: Domain, labelled: Mapping[str, Any]) -> dict[
 def write_world(folder: Path, settings: WorldSettings, seed: int) -> dict[str, int]:
     """Write the four JSON-lines files into a folder; returns the rows of each by file stem."""
     tables: dict[str, Iterable[dict[str, Any]]] = {
-        "documents": documents(settings.num_documents, seed),
-        "demonstrations": demonstrations(settings, seed),
+        "documents": chain(
+            documents(settings.num_documents, seed),
+            conversations.documents(settings.conversations, seed),
+        ),
+        "demonstrations": chain(
+            demonstrations(settings, seed),
+            conversations.demonstrations(
+                settings.conversations,
+                seed,
+                lambda task, prompt, rng: _demonstrate(task, prompt, settings, rng),
+            ),
+        ),
         "prompts": prompts(settings, seed),
         "open_preferences": open_preferences(settings, seed),
     }

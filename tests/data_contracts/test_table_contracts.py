@@ -104,6 +104,8 @@ BROKEN = [
     ("win_rates", "low", 0.7, "outside its interval"),
     ("accuracies", "num_pairs", 0, "out of range"),
     ("accuracies", "accuracy", 0.95, "outside its interval"),
+    ("calibration", "event", "rude", "outside the vocabulary"),
+    ("calibration", "predicted", 0.65, "outside its interval"),
 ]
 
 

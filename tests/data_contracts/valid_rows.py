@@ -108,4 +108,17 @@ VALID_ROWS = {
         "low": 0.5,
         "high": 0.9,
     },
+    "calibration": {
+        "calibration_id": "c1",
+        "reward_model": "safety",
+        "test_set": "safety",
+        "event": "safe",
+        "bin_low": 0.5,
+        "bin_high": 0.6,
+        "num_items": 4,
+        "predicted": 0.55,
+        "observed": 0.5,
+        "low": 0.2,
+        "high": 0.8,
+    },
 }

@@ -34,8 +34,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """The demo."""
-    return load_recipe("demo")
+    """The demo, cut short."""
+    return load_recipe("demo", fake_stages.SHORT)
 
 
 @pytest.fixture

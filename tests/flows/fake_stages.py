@@ -23,7 +23,7 @@ TABLES = {
     "tokenize_corpus": ("token_shards",),
     "sample_pairs": ("comparisons",),
     "collect_preferences": ("preferences",),
-    "reward_model": ("accuracies",),
+    "reward_model": ("accuracies", "calibration"),
     "rejection_sampling": ("scored_samples", "demonstrations"),
     "ppo": ("rollouts",),
     "evaluate": ("evaluations", "win_rates"),
@@ -36,10 +36,13 @@ OTHERS = {
     "reward_model": {"model": "checkpoint"},
     "rejection_sampling": {"model": "checkpoint"},
     "ppo": {"model": "checkpoint"},
+    "distillation": {"model": "checkpoint"},
     "evaluate": {"figures": "figures"},
 }
 STAGES = sorted(TABLES.keys() | OTHERS.keys())
-SMALL = ["--set", "world.num_documents=7"]
+SHORT = ["num_versions=2", "ppo_from_version=2", "bag_all_from_version=2"]
+"""Two versions of the demo show all that five do."""
+SMALL = [part for setting in ("world.num_documents=7", *SHORT) for part in ("--set", setting)]
 
 
 def install(put: Callable[[dict[str, Any], str, Any], None] = dict.__setitem__) -> None:

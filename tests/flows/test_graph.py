@@ -57,7 +57,41 @@ def test_inputs_of_the_second_version(recipe: Recipe) -> None:
         "v2/collect_preferences",
     ]
     models = node_of(recipe, 2, "evaluate").inputs["models"]
-    assert list(models) == ["sft", "v1", "v2"]
+    assert list(models) == ["sft", "v1", "v2-rs", "v2"]
+    assert str(models["v2-rs"]) == "v2/rejection_sampling:model"
+
+
+def test_the_demo_goes_to_v5_as_the_paper_did() -> None:
+    recipe = load_recipe("demo")
+    assert [v for v in range(1, 6) if "ppo" in names(recipe, v)] == [5]
+    assert list(node_of(recipe, 5, "evaluate").inputs["models"])[-3:] == ["v4", "v5-rs", "v5"]
+    earlier = [
+        len(node_of(recipe, v, "rejection_sampling").inputs["earlier_samples"]) for v in range(1, 6)
+    ]
+    assert earlier == [0, 0, 0, 3, 4]
+
+
+def test_reward_models_start_from_the_chat_model_or_go_on() -> None:
+    for setting, before in (("chat", None), ("previous", "v1/reward_model-safety:model")):
+        recipe = load_recipe("demo", [f"reward_model_start={setting}"])
+        first, second = (node_of(recipe, v, "reward_model-safety") for v in (1, 2))
+        assert "continue_from" not in first.inputs
+        found = second.inputs.get("continue_from")
+        assert (found and str(found)) == before
+        assert str(second.inputs["init_from"]) == "base/sft:model"
+
+
+def test_a_student_learns_every_versions_bag() -> None:
+    student = ["student.pretrain.model.dim=16", "student.distillation.num_epochs=1"]
+    recipe = load_recipe("demo", student)
+    assert names(recipe, 0)[-1] == "pretrain-student"
+    node = node_of(recipe, 4, "distillation")
+    assert str(node.inputs["init_from"]) == "base/pretrain-student:model"
+    assert [str(o) for o in node.inputs["samples"]] == [
+        f"v{v}/rejection_sampling:scored_samples" for v in (1, 2, 3, 4)
+    ]
+    models = node_of(recipe, 4, "evaluate").inputs["models"]
+    assert list(models)[-2:] == ["v4-student", "v4"]
 
 
 def test_every_input_comes_from_an_earlier_node_and_fits_the_config(tmp_path: Path) -> None:

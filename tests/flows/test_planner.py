@@ -3,7 +3,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from fake_stages import walk_all
+from fake_stages import SHORT, walk_all
 
 from data_contracts import provenance
 from flows import planner
@@ -51,7 +51,9 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(
 ) -> None:
     walk = new_walk(recipe)
     walk_all(walk)
-    planned = steps(walk, load_recipe("demo", ["ppo.kl_beta=0.02", "safety_rm.num_epochs=9"]))
+    planned = steps(
+        walk, load_recipe("demo", [*SHORT, "ppo.kl_beta=0.02", "safety_rm.num_epochs=9"])
+    )
     assert planned["v1/reward_model-safety"].reason == "config changed: num_epochs 1 → 9"
     assert planned["v1/reward_model-helpfulness"].action == "reuse"
     assert planned["v1/rejection_sampling"].reason == (
@@ -64,7 +66,7 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(
 def test_settings_without_meaning_change_nothing(new_walk: NewWalk, recipe: Recipe) -> None:
     walk = new_walk(recipe)
     walk_all(walk)
-    changed = load_recipe("demo", ["ppo.micro_batch_size=1", "launch.num_processes=2"])
+    changed = load_recipe("demo", [*SHORT, "ppo.micro_batch_size=1", "launch.num_processes=2"])
     assert runs(steps(walk, changed)) == []
 
 
@@ -147,7 +149,7 @@ def test_a_forced_rerun_with_the_same_digest_leaves_everything_valid(
 
 def test_a_rerun_that_differs_says_what_is_stale(new_walk: NewWalk, recipe: Recipe) -> None:
     walk_all(new_walk(recipe))
-    changed = load_recipe("demo", ["safety_rm.num_epochs=9"])
+    changed = load_recipe("demo", [*SHORT, "safety_rm.num_epochs=9"])
     walk = new_walk(changed)
     (done,) = rerun(find_nodes(changed, "reward_model-safety", 2), walk, force=False)
     assert not done.is_same

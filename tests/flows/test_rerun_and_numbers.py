@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fake_stages import walk_all
+from fake_stages import SHORT, walk_all
 
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
@@ -63,7 +63,7 @@ def begun(new_walk: NewWalk, recipe: Recipe) -> Walk:
 def test_a_rerun_reads_what_its_iteration_was_begun_with(new_walk: NewWalk, recipe: Recipe):
     walk = begun(new_walk, recipe)
     old = walk.outputs["base/sft:model"]
-    other = load_recipe("demo", ["sft.num_epochs=7"])
+    other = load_recipe("demo", [*SHORT, "sft.num_epochs=7"])
     (sft,) = rerun(find_nodes(other, "sft", None), new_walk(other), force=False)
     assert not sft.is_same
     again = list(rerun(find_nodes(other, "reward_model", 2), new_walk(other), force=True))
@@ -78,7 +78,7 @@ def test_a_cascade_goes_as_far_as_digests_change(new_walk: NewWalk, recipe: Reci
         find_nodes(recipe, "reward_model-safety", 1), new_walk(recipe), force=True, cascade=True
     )
     assert same.is_same
-    other = load_recipe("demo", ["safety_rm.num_epochs=9"])
+    other = load_recipe("demo", [*SHORT, "safety_rm.num_epochs=9"])
     walk = new_walk(other)
     wanted = find_nodes(other, "reward_model-safety", 1)
     found = list(rerun(wanted, walk, force=False, cascade=True))
@@ -96,7 +96,7 @@ def test_a_cascade_leaves_later_versions_alone_that_have_not_begun(
 ):
     one = load_recipe("demo", ["num_versions=1"])
     walk_all(new_walk(one))
-    other = load_recipe("demo", ["safety_rm.num_epochs=9"])
+    other = load_recipe("demo", [*SHORT, "safety_rm.num_epochs=9"])
     found = rerun(
         find_nodes(other, "reward_model-safety", 1), new_walk(other), force=False, cascade=True
     )
@@ -106,7 +106,8 @@ def test_a_cascade_leaves_later_versions_alone_that_have_not_begun(
 def test_the_form_offers_every_node():
     from flows.rerun import StageName
 
-    known = {node.id.name for name in ("demo", "real") for node in nodes(load_recipe(name))}
+    recipes = [load_recipe("real"), load_recipe("demo", ["student.pretrain.model.dim=16"])]
+    known = {node.id.name for recipe in recipes for node in nodes(recipe)}
     assert {stage.value for stage in StageName} == known
 
 

@@ -21,9 +21,9 @@ from trap_ppo import bench, prompts
 
 from kernels.attention import Documents
 from kernels.generation import Sampling, generate
+from stages.models.best_of_k import choose_best
 from stages.models.rewards import RewardModels, Scores
 from stages.models.sampling import Sample
-from stages.rejection_sampling import choose_best
 
 
 def rolled_out(folder, tokenizer, cut_bonus=0.0, cut_value=0.0, **settings):

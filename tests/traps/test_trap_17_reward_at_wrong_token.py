@@ -23,7 +23,7 @@ from trap_ppo import bench
 from trap_store import prompt_rows, published
 
 from stages import evaluate
-from stages.models.pairs import Pair, flat_pairs, score_margins
+from stages.models.pairs import Pair, flat_pairs, score_pairs
 from stages.models.rewards import RewardModels
 from stages.models.scoring import score_sequences
 from stages.rejection_sampling import Config, sample_and_score
@@ -86,7 +86,7 @@ def test_pairs_keep_their_sides(model):
     chosen, rejected = alone(model, [c for c, _ in sides]), alone(model, [r for _, r in sides])
     found = model(*flat_pairs(pairs, torch.device("cpu")))
     torch.testing.assert_close(found.double(), torch.cat([chosen, rejected]), **CLOSE)
-    margins = score_margins(model, pairs, ONE_RANK)
+    margins = score_pairs(model, pairs, ONE_RANK).margins
     torch.testing.assert_close(margins.double(), chosen - rejected, **CLOSE)
 
 

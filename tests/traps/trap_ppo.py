@@ -84,7 +84,10 @@ class Bench:
 
     def roll_out_with_stats(self, iteration: int = 0) -> tuple[Rollouts, dict[str, float]]:
         """And the metrics."""
-        return ppo.roll_out(self.config, self.work, self.models, self.prompts, iteration, Clock())
+        beta = self.config.kl_beta
+        return ppo.roll_out(
+            self.config, self.work, self.models, self.prompts, iteration, Clock(), beta
+        )
 
     def sample(self, prompts: Prompts, seed: int) -> list[Trajectory]:
         """One response to each prompt."""
@@ -200,7 +203,8 @@ def plain_entropy(model: CausalLM, rollouts: Rollouts, temperature: float = 1.0)
 def generator_and_trainer(ready: Bench, iteration: int) -> tuple[Tensor, Tensor]:
     """Log-probs of the same new responses by both, after one more iteration of PPO."""
     meter = Meter(ready.config.engine.precision, ready.work.rank)
-    ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, meter, iteration)
+    beta = ready.config.kl_beta
+    ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, meter, iteration, beta)
     sampling = Sampling(ready.config.max_new_tokens, ready.config.temperature)
     questions = ready.prompts.tokens
     out = generate(ready.models.sampler, questions, sampling, eos_id=EOS, seed=iteration)
