@@ -39,11 +39,8 @@ def answers(lab: Lab, policy: ArtifactRef, **changes: Any) -> list[Row]:
 
     `changes` are fields of the probe's configuration.
     """
-    fields = {
-        "policy": policy,
-        "prompts": lab.prompts,
-        "num_prompts": lab.scale.test_prompts,
-        **lab.reward_models(1),
-        **changes,
-    }
+    fields = {"policy": policy, "prompts": lab.prompts, "num_prompts": lab.scale.test_prompts}
+    if "safety_rm" not in changes:
+        fields |= lab.reward_models(1)
+    fields |= changes
     return lab.rows(lab.made("paper.stages.probe", **fields).outputs["samples"])

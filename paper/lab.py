@@ -15,7 +15,8 @@ from data_contracts.parquet import read_table
 from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
 from flows.graph import Node, NodeId, Output, nodes
-from paper.scale import Scale, recipe
+from flows.recipe import Recipe
+from paper.scale import Scale, dialogue_recipe, recipe
 from stages.runtime.launcher import Launch
 from stages.runtime.stage import run_stage, stage_module
 
@@ -26,14 +27,25 @@ Report = Callable[[str, float], None]
 class Lab:
     """The stages of one seed."""
 
-    def __init__(self, store: Store, scale: Scale, seed: int, report: Report) -> None:
+    def __init__(
+        self,
+        store: Store,
+        scale: Scale,
+        seed: int,
+        report: Report,
+        make_recipe: Callable[[Scale, int], Recipe] = recipe,
+    ) -> None:
         self.store = store
         self.scale = scale
         self.seed = seed
-        self.recipe = recipe(scale, seed)
+        self.recipe = make_recipe(scale, seed)
         self._report = report
         self._nodes = {node.id: node for node in nodes(self.recipe)}
         self._done: dict[NodeId, Manifest] = {}
+
+    def with_dialogues(self) -> "Lab":
+        """The same seed's pipeline in the world whose writers also hold dialogues."""
+        return Lab(self.store, self.scale, self.seed, self._report, dialogue_recipe)
 
     # ---- the recipe's own nodes
 

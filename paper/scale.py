@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.recipe import Recipe, merged
-from flows.recipes import demo
+from flows.recipes import demo, dialogue
 from stages.pretrain import ModelSettings
 
 Counts = dict[str, int]
@@ -34,6 +34,10 @@ class Scale:
     """Held-out prompts that are sampled many times."""
     sweep_samples: int
     """Samples for each of them, at each temperature."""
+    ghost_attention: Counts
+    """Prompts that are joined to Ghost Attention's dialogues."""
+    distilled_prompts: int
+    """Adversarial prompts of context distillation."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Other values of the recipe, nested as in a recipe's file."""
 
@@ -49,6 +53,8 @@ FULL = Scale(
     test_prompts={"helpfulness": 400, "safety": 200},
     sweep_prompts={"helpfulness": 64},
     sweep_samples=16,
+    ghost_attention={"helpfulness": 1500},
+    distilled_prompts=400,
 )
 QUICK = Scale(
     seeds=(1,),
@@ -61,6 +67,8 @@ QUICK = Scale(
     test_prompts={"helpfulness": 240, "safety": 120},
     sweep_prompts={"helpfulness": 40},
     sweep_samples=16,
+    ghost_attention={"helpfulness": 1000},
+    distilled_prompts=250,
 )
 
 MODEL_SIZES: dict[str, ModelSettings] = {
@@ -108,6 +116,34 @@ def recipe(scale: Scale, seed: int) -> Recipe:
             "evaluate": base.evaluate.model_copy(update={"num_prompts": scale.test_prompts}),
         }
     )
+    return changed(sized, scale)
+
+
+def dialogue_recipe(scale: Scale, seed: int) -> Recipe:
+    """The pipeline of Ghost Attention and context distillation: as far as a Safety RM."""
+    base = dialogue.recipe()
+    assert base.evaluate.retention is not None
+    sized = base.model_copy(
+        update={
+            "name": "paper-dialogue",
+            "product": "paper",
+            "seed": seed,
+            "sample_pairs": base.sample_pairs.model_copy(
+                update={"num_prompts": scale.later_weeks | {"safety": 400}}
+            ),
+            "ghost_attention": base.ghost_attention.model_copy(
+                update={"num_prompts": scale.ghost_attention}
+            ),
+            "safety_distillation": base.safety_distillation.model_copy(
+                update={"num_prompts": scale.distilled_prompts}
+            ),
+        }
+    )
+    return changed(sized, scale)
+
+
+def changed(sized: Recipe, scale: Scale) -> Recipe:
+    """A recipe with the scale's other values."""
     if not scale.changes:
         return sized
     return Recipe.model_validate(merged(sized.model_dump(mode="json"), scale.changes))

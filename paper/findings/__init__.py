@@ -4,6 +4,7 @@ from paper.finding import Finding
 from paper.findings import (
     carbon,
     demonstrations,
+    dialogues,
     policies,
     preference_losses,
     reward_models,
@@ -16,6 +17,7 @@ FINDINGS: tuple[Finding, ...] = tuple(
         (
             *carbon.FINDINGS,
             *demonstrations.FINDINGS,
+            *dialogues.FINDINGS,
             *policies.FINDINGS,
             *preference_losses.FINDINGS,
             *reward_models.FINDINGS,

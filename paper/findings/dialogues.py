@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract
 from data_contracts.ratings import Domain
+from paper import gold
 from paper.finding import Chart, Effect, Estimate, Estimates, Finding, paired
-from paper.findings.demonstrations import HELD, both_domains, levels
+from paper.findings.demonstrations import HELD, levels
 from paper.lab import Lab
 from stages.models.retention import RETENTION
 
@@ -33,44 +36,58 @@ def further_tuned(lab: Lab, start: ArtifactRef, demonstrations: ArtifactRef) -> 
 
 def ghost_attention(lab: Lab) -> Estimates:
     """Share of answers that keep the first turn's instruction, by turn (Table 30)."""
-    before = lab.output(1, "rejection_sampling")
-    made = lab.made(
+    talking = lab.with_dialogues()
+    made = talking.made(
         "ghost_attention",
-        **settings_of(lab.recipe.ghost_attention),
-        version=2,
-        prompts=lab.prompts,
-        policy=before,
+        **settings_of(talking.recipe.ghost_attention),
+        version=1,
+        prompts=talking.prompts,
+        policy=talking.sft,
     )
-    after = further_tuned(lab, before, made.outputs["demonstrations"])
-    evaluated = lab.varied(
-        1,
-        "evaluate",
-        models={"sft": lab.sft, "without": before, "with": after},
-        retention=lab.recipe.evaluate.retention,
-        num_prompts=NUM_PROMPTS,
-    )
+    models = {
+        "without": talking.sft,
+        "with": further_tuned(talking, talking.sft, made.outputs["demonstrations"]),
+    }
     estimates: Estimates = {}
-    turns: dict[str, list[Estimate]] = {"without": [], "with": []}
-    for row in lab.rows(evaluated.outputs["rates"]):
-        if row["measure"] == RETENTION and row["version"] in turns:
-            kept = proportion(row)
-            estimates[f"{row['version']}/{row['group'].removeprefix('turn ')}"] = kept
-            turns[row["version"]].append(kept)
+    turns: dict[str, list[Estimate]] = {name: [] for name in models}
+    for row in retention(talking, models):
+        kept = proportion(row)
+        estimates[f"{row['version']}/{row['group'].removeprefix('turn ')}"] = kept
+        turns[row["version"]].append(kept)
     estimates["lasts"] = turns["with"][-1] - turns["without"][-1]
     estimates["is lost without"] = turns["without"][0] - turns["without"][-1]
     return estimates
 
 
-def proportion(row: Mapping[str, float]) -> Estimate:
+def retention(lab: Lab, models: dict[str, ArtifactRef]) -> list[dict[str, Any]]:
+    """The rates of kept instructions that `evaluate` finds, turn by turn.
+
+    Its scores of reward models are not read, so the Safety RM stands in for both.
+    """
+    judge = lab.output(1, "reward_model-safety")
+    evaluated = lab.made(
+        "evaluate",
+        **{**settings_of(lab.recipe.evaluate), "num_prompts": NUM_PROMPTS},
+        version=1,
+        models=models,
+        helpfulness_rm=judge,
+        safety_rm=judge,
+        prompts=lab.prompts,
+    )
+    rows = lab.rows(evaluated.outputs["rates"])
+    return [row for row in rows if row["measure"] == RETENTION]
+
+
+def proportion(row: Mapping[str, Any]) -> Estimate:
     """A rate with the standard error of a proportion, which is never quite 0."""
     num, rate = row["num_answers"], row["rate"]
     smoothed = (rate * num + 1) / (num + 2)
     return Estimate(rate, math.sqrt(smoothed * (1 - smoothed) / num))
 
 
-def settings_of(settings: object) -> dict[str, object]:
+def settings_of(settings: Contract) -> dict[str, Any]:
     """A settings record's values by field."""
-    return {name: getattr(settings, name) for name in type(settings).model_fields}  # type: ignore[attr-defined]
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
 
 
 # ---- (o) context distillation
@@ -78,19 +95,23 @@ def settings_of(settings: object) -> dict[str, object]:
 
 def context_distillation(lab: Lab) -> Estimates:
     """Fine-tuned on answers from behind a preprompt: none, the same for all, by risk category."""
-    before = lab.sft
-    models = {"none": before}
+    talking = lab.with_dialogues()
+    judge = talking.output(1, "reward_model-safety")
+    models = {"none": talking.sft}
     for method in ("untargeted", "targeted"):
-        made = lab.made(
+        made = talking.made(
             "safety_distillation",
-            **{**settings_of(lab.recipe.safety_distillation), "method": method},
+            **{**settings_of(talking.recipe.safety_distillation), "method": method},
             version=1,
-            prompts=lab.prompts,
-            policy=before,
-            safety_rm=lab.output(1, "reward_model-safety"),
+            prompts=talking.prompts,
+            policy=talking.sft,
+            safety_rm=judge,
         )
-        models[method] = further_tuned(lab, before, made.outputs["demonstrations"])
-    scores = {name: both_domains(lab, model) for name, model in models.items()}
+        models[method] = further_tuned(talking, talking.sft, made.outputs["demonstrations"])
+    scores: dict[str, dict[Domain, gold.ByPrompt]] = {}
+    for name, model in models.items():
+        rows = gold.answers(talking, model, helpfulness_rm=judge, safety_rm=judge)
+        scores[name] = {domain: gold.by_prompt(rows, domain) for domain in Domain}
     estimates = levels(scores)
     targeted = scores["targeted"]
     estimates["distilled"] = paired(targeted[Domain.safety], scores["none"][Domain.safety])
@@ -106,8 +127,9 @@ FINDINGS = (
         "Table 30",
         "With Ghost Attention an instruction of the first turn lasts; without it is lost after a "
         "few turns.",
-        "V1 fine-tuned on Ghost Attention's dialogues and V1 itself hold the same dialogues of six "
-        "turns, the instruction in the first alone; a rule checks every answer.",
+        "The chat model of a world with dialogues, and the same fine-tuned on Ghost Attention's, "
+        "hold the same dialogues of six turns, the instruction in the first turn alone; a rule "
+        "checks every answer.",
         ghost_attention,
         (
             Effect("lasts", "kept in the last turn, with minus without"),
@@ -131,4 +153,3 @@ FINDINGS = (
         (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
     ),
 )
-

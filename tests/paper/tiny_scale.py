@@ -13,6 +13,8 @@ TINY = Scale(
     test_prompts={"helpfulness": 16, "safety": 12},
     sweep_prompts={"helpfulness": 4},
     sweep_samples=16,
+    ghost_attention={"helpfulness": 24},
+    distilled_prompts=12,
     changes={
         "world": {
             "num_documents": 400,
