@@ -18,7 +18,7 @@ NUM_PROMPTS = {"helpfulness": 24, "safety": 12}
 
 
 def further_tuned(lab: Lab, start: ArtifactRef, demonstrations: ArtifactRef) -> ArtifactRef:
-    """A model fine-tuned further on a stage's demonstrations, with rejection sampling's settings."""
+    """A model tuned further on a stage's demonstrations, with rejection sampling's settings."""
     tuning = lab.recipe.rejection_sampling.finetuning
     return lab.varied(
         0,
@@ -142,8 +142,8 @@ FINDINGS = (
         "Figure 16",
         "Distilling answers given behind a safety preprompt makes the model safer, most with a "
         "template for the risk category.",
-        "The SFT model fine-tuned on its own answers from behind a generic preprompt, or behind the "
-        "category's template, where the Safety RM prefers them to the plain answer.",
+        "The SFT model fine-tuned on its own answers from behind a generic preprompt, or behind "
+        "the category's template, where the Safety RM prefers them to the plain answer.",
         context_distillation,
         (
             Effect("distilled", "gold safety, targeted minus none"),
