@@ -10,6 +10,7 @@ from flows.recipe import Recipe
 from flows.sources import UNKNOWN
 from stages.collect_preferences import CollectPreferencesSettings
 from stages.evaluate import EvaluateSettings
+from stages.ghost_attention import GhostAttentionSettings
 from stages.importers.source import Format, Role, Source
 from stages.ingest import IngestSettings
 from stages.models.finetuning import FinetuningSettings
@@ -17,6 +18,7 @@ from stages.ppo import PpoSettings
 from stages.pretrain import ModelSettings, PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
+from stages.safety_distillation import SafetyDistillationSettings
 from stages.sft import SftSettings
 from stages.tokenizer import TokenizerSettings
 
@@ -37,6 +39,8 @@ def recipe() -> Recipe:
         ppo_from_version=2,
         bag_all_from_version=2,
         rejection_sampling_start="previous",
+        gatt_from_version=2,
+        safety_distillation_from_version=2,
         ingest=ingest(),
         tokenizer=TokenizerSettings(vocab_size=4096),
         pretrain=PretrainSettings(
@@ -73,7 +77,18 @@ def recipe() -> Recipe:
         collect_preferences=CollectPreferencesSettings(method="imported", num_batches=NUM_BATCHES),
         helpfulness_rm=reward_model(),
         safety_rm=reward_model(),
+        ghost_attention=GhostAttentionSettings(
+            # the dialogues of several turns are HH-RLHF's, and those are in the safety domain
+            num_prompts={"helpfulness": 60, "safety": 80},
+            max_turns=3,
+            num_lists=4,
+            max_new_tokens=MAX_NEW_TOKENS,
+        ),
+        safety_distillation=SafetyDistillationSettings(
+            num_prompts=100, max_new_tokens=MAX_NEW_TOKENS, overlong="drop"
+        ),
         rejection_sampling=RejectionSamplingSettings(
+            num_red_team_prompts=20,
             num_prompts={"helpfulness": 150, "safety": 150},
             num_samples=6,
             max_new_tokens=MAX_NEW_TOKENS,

@@ -98,6 +98,17 @@ VALID_ROWS = {
         "low": 0.4,
         "high": 0.9,
     },
+    "rates": {
+        "rate_id": "retention:v4:turn 2",
+        "measure": "retention",
+        "version": "v4",
+        "group": "turn 2",
+        "num_answers": 8,
+        "num_so": 6,
+        "rate": 0.75,
+        "low": 0.5,
+        "high": 0.875,
+    },
     "accuracies": {
         "accuracy_id": "a1",
         "reward_model": "helpfulness",

@@ -26,7 +26,9 @@ TABLES = {
     "reward_model": ("accuracies", "calibration"),
     "rejection_sampling": ("scored_samples", "demonstrations"),
     "ppo": ("rollouts",),
-    "evaluate": ("evaluations", "win_rates"),
+    "ghost_attention": ("demonstrations",),
+    "safety_distillation": ("demonstrations", "red_team"),
+    "evaluate": ("evaluations", "win_rates", "rates"),
 }
 OTHERS = {
     "sandbox_world": {"files": "files"},
@@ -74,7 +76,7 @@ def _body(stage: str) -> Callable[[Any, Any], Any]:
         _fail_if_asked(stage, config)
         artifacts = {}
         for role in TABLES.get(stage, ()):
-            kind = "preferences" if role == "open_preferences" else role
+            kind = {"open_preferences": "preferences", "red_team": "prompts"}.get(role, role)
             folder = work.output(role)
             write_table(folder / f"{role}.parquet", _rows(role, config), CONTRACTS[kind])
             artifacts[role] = (folder, CONTRACTS[kind].kind)

@@ -46,6 +46,34 @@ def test_the_paper_runs_ppo_at_v5_and_keeps_all_samples_from_v4() -> None:
     assert str(policy(recipe, 5)) == "v5/ppo:model"
 
 
+def test_ghost_attention_comes_after_v3_and_feeds_rejection_sampling() -> None:
+    recipe = load_recipe("7b")
+    made = ["ghost_attention", "safety_distillation"]
+    assert [v for v in range(1, 6) if set(made) & set(names(recipe, v))] == [4, 5]
+    assert names(recipe, 4)[-4:] == [*made, "rejection_sampling", "evaluate"]
+    gatt, distillation, rejection_sampling = (
+        node_of(recipe, 4, name).inputs for name in names(recipe, 4)[-4:-1]
+    )
+    assert str(gatt["policy"]) == str(distillation["policy"]) == "v3/rejection_sampling:model"
+    assert str(distillation["safety_rm"]) == "v4/reward_model-safety:model"
+    assert [str(output) for output in rejection_sampling["extra_demonstrations"]] == [
+        "v4/ghost_attention:demonstrations",
+        "v4/safety_distillation:demonstrations",
+    ]
+    assert [str(o) for o in rejection_sampling["red_team"]] == ["v4/safety_distillation:red_team"]
+    third = node_of(recipe, 3, "rejection_sampling").inputs
+    assert third["extra_demonstrations"] == third["red_team"] == ()
+
+
+@pytest.mark.parametrize("off", ["gatt_from_version", "safety_distillation_from_version"])
+def test_each_of_the_two_is_off_where_the_recipe_says_so(off: str) -> None:
+    recipe = load_recipe("7b", [f"{off}=null"])
+    left = "safety_distillation" if off.startswith("gatt") else "ghost_attention"
+    (extra,) = node_of(recipe, 5, "rejection_sampling").inputs["extra_demonstrations"]
+    assert str(extra) == f"v5/{left}:demonstrations"
+    assert len(names(recipe, 5)) == len(names(load_recipe("7b"), 5)) - 1
+
+
 def test_inputs_of_the_second_version(recipe: Recipe) -> None:
     pairs = node_of(recipe, 2, "sample_pairs")
     assert str(pairs.inputs["model_a"]) == "v1/rejection_sampling:model"
@@ -95,7 +123,7 @@ def test_a_student_learns_every_versions_bag() -> None:
 
 
 def test_every_input_comes_from_an_earlier_node_and_fits_the_config(tmp_path: Path) -> None:
-    for name in ("demo", "real", "7b"):
+    for name in ("demo", "dialogue", "real", "7b"):
         seen: dict[NodeId, int] = {}
         for node in nodes(load_recipe(name)):
             assert all(upstream in seen for upstream in node.upstream), node.id
