@@ -53,7 +53,14 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def is_known(self) -> bool:
+        """False where too little was measured for an interval."""
+        return math.isfinite(self.high - self.low)
+
     def __str__(self) -> str:
+        if not self.is_known:
+            return f"{_short(self.value)}, too few to say"
         return f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
 
 
@@ -108,6 +115,8 @@ class Finding:
     """What the reader should know: where the sandbox differs, what was tried."""
     every_seed: bool = True
     """False where the numbers are the same for every seed."""
+    weight: float = 1.0
+    """About how much of a run it takes beside what earlier findings made; for the time left."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +149,14 @@ class Result:
 def pooled(estimates: Sequence[Estimate]) -> Interval:
     """Random-effects mean (DerSimonian and Laird 1986) with a normal 95 % interval.
 
-    One estimate keeps its own interval; of exact ones (error 0) the spread over seeds counts.
+    One estimate keeps its own interval; of exact ones (error 0) the spread over seeds counts, and
+    one of a single value (error inf) says nothing.
     """
-    values = np.array([e.value for e in estimates])
-    variances = np.array([e.error**2 for e in estimates])
+    known = [e for e in estimates if math.isfinite(e.error)]
+    if not known:
+        return Interval(float(np.mean([e.value for e in estimates])), -math.inf, math.inf)
+    values = np.array([e.value for e in known])
+    variances = np.array([e.error**2 for e in known])
     if len(values) > 1:
         variances = variances + _between(values, variances)
     if (variances == 0).any():
@@ -186,9 +199,9 @@ def conclude(
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean of independent values."""
+    """Mean of independent values; unknown when there are none."""
     array = np.asarray(values, float)
-    return Estimate(float(array.mean()), _error(array))
+    return Estimate(float(array.mean()) if len(array) else math.nan, _error(array))
 
 
 def paired(own: Mapping[str, float], other: Mapping[str, float]) -> Estimate:

@@ -4,7 +4,7 @@ Whatever a finding needs is a stage run in the store: two findings that ask for 
 it, and a run of yesterday is not made again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,12 @@ class Lab:
         """One output of a node."""
         return self.node(version, name).outputs[role]
 
-    def config(self, version: int, name: str) -> StageConfig:
-        """The node's configuration, its inputs made."""
-        return self._node(NodeId(version, name)).config(
+    def config(self, version: int, name: str, /, **changes: Any) -> StageConfig:
+        """The node's configuration with other values; inputs that stay as they are, are made."""
+        node = self._node(NodeId(version, name))
+        kept = {field: source for field, source in node.inputs.items() if field not in changes}
+        changed = replace(node, inputs=kept, fixed={**node.fixed, **changes})
+        return changed.config(
             lambda output: self.output(output.node.version, output.node.name, output.role),
             self.store.local,
         )
@@ -78,13 +81,8 @@ class Lab:
 
     def varied(self, version: int, name: str, /, **changes: Any) -> Manifest:
         """The node's stage with other settings or inputs."""
-        return self.run(
-            self._node(NodeId(version, name)).stage, self._changed(version, name, changes)
-        )
-
-    def _changed(self, version: int, name: str, changes: Mapping[str, Any]) -> StageConfig:
-        config = self.config(version, name)
-        return type(config).model_validate({**dict(config), **changes})
+        stage = self._node(NodeId(version, name)).stage
+        return self.run(stage, self.config(version, name, **changes))
 
     def made(self, stage: str, /, **fields: Any) -> Manifest:
         """A stage with the given configuration and this seed."""

@@ -109,7 +109,7 @@ def points(result: Result, prefix: str) -> dict[str, Interval]:
     return {
         name.removeprefix(f"{prefix}/"): interval
         for name, interval in result.intervals.items()
-        if name.startswith(f"{prefix}/")
+        if name.startswith(f"{prefix}/") and interval.is_known
     }
 
 

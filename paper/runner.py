@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ from paper.lab import Lab
 from paper.scale import Scale
 
 Say = Callable[[str], None]
-BASE = "base"
-"""The job that makes a seed's base model, before its findings."""
+FIRST = "imop"
+"""The versions' chain, then what needs little or nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def run_findings(
 ) -> list[Result]:
     """Every finding over every seed. A job that fails leaves its finding open, with the reason."""
     findings = chosen(letters)
-    outcomes: list[Outcome] = []
-    started = time.monotonic()
     jobs = all_jobs(findings, scale.seeds)
+    progress = Progress(jobs)
+    outcomes: list[Outcome] = []
     # spawned: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=one_thread) as pool:
-        for outcome in worked_off(pool, home, scale, jobs):
-            outcomes.append(outcome)
-            say(progress_line(outcome, len(outcomes), len(jobs), time.monotonic() - started))
+        for done in as_completed([pool.submit(work, home, scale, job) for job in jobs]):
+            outcomes.append(done.result())
+            say(progress.line(outcomes[-1]))
     return [gathered(finding, outcomes) for finding in findings]
 
 
@@ -72,39 +72,40 @@ def chosen(letters: Sequence[str]) -> list[Finding]:
 
 
 def all_jobs(findings: Sequence[Finding], seeds: Sequence[int]) -> list[Job]:
-    """Finding by finding; those that do not depend on the seed once."""
+    """Seed after seed for each finding, in an order that keeps processes out of each other's way:
+    the longest chain first, then what needs nothing of it.
+
+    Findings that do not depend on the seed come once.
+    """
+    order = sorted(findings, key=lambda f: (FIRST + f.letter).index(f.letter))
     return [
         Job(finding.letter, seed)
-        for finding in findings
+        for finding in order
         for seed in (seeds if finding.every_seed else seeds[:1])
     ]
 
 
-def worked_off(
-    pool: ProcessPoolExecutor, home: str, scale: Scale, jobs: Sequence[Job]
-) -> Iterator[Outcome]:
-    """Outcomes as they come: each seed's base first, then whatever asks for it."""
-    waiting: set[Future[Outcome]] = set()
-    for job in jobs:
-        if not _finding(job).every_seed:
-            waiting.add(pool.submit(work, home, scale, job))
-    bases = {
-        pool.submit(work, home, scale, Job(BASE, seed))
-        for seed in dict.fromkeys(job.seed for job in jobs if _finding(job).every_seed)
-    }
-    while waiting or bases:
-        done = next(as_completed(waiting | bases))
-        outcome = done.result()
-        if done in bases:
-            bases.remove(done)
-            ready = [j for j in jobs if j.seed == outcome.job.seed and _finding(j).every_seed]
-            if outcome.failure:
-                yield from (Outcome(job, failure=outcome.failure) for job in ready)
-            else:
-                waiting |= {pool.submit(work, home, scale, job) for job in ready}
-        else:
-            waiting.remove(done)
-            yield outcome
+class Progress:
+    """How far a run is, by the findings' weights."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._started = time.monotonic()
+        self._num_jobs = len(jobs)
+        self._num_done = 0
+        self._left = sum(_finding(job).weight for job in jobs)
+        self._done = 0.0
+
+    def line(self, outcome: Outcome) -> str:
+        """Which job ended, and when all will have, at the pace so far."""
+        weight = _finding(outcome.job).weight
+        self._num_done += 1
+        self._done += weight
+        self._left -= weight
+        minutes = (time.monotonic() - self._started) / self._done * self._left / 60
+        name = f"({outcome.job.letter}) seed {outcome.job.seed}"
+        state = f"failed: {outcome.failure}" if outcome.failure else f"{outcome.seconds:.0f} s"
+        left = f"about {minutes:.0f} min left"
+        return f"[{self._num_done}/{self._num_jobs}] {name}: {state}; {left}"
 
 
 def _finding(job: Job) -> Finding:
@@ -120,9 +121,6 @@ def work(home: str, scale: Scale, job: Job) -> Outcome:
 
     try:
         lab = Lab(Store.open(home), scale, job.seed, report)
-        if job.letter == BASE:
-            lab.node(0, "sft")
-            return Outcome(job, seconds=time.monotonic() - started)
         estimates = _finding(job).measure(lab)
     except Exception as error:  # one finding's failure is no reason to lose the others
         reason = "".join(traceback.format_exception_only(error)).strip()
@@ -137,14 +135,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def progress_line(outcome: Outcome, num_done: int, num_jobs: int, seconds: float) -> str:
-    """Which job ended, and when all will have, at the pace so far."""
-    left = seconds / num_done * (num_jobs - num_done)
-    name = f"({outcome.job.letter}) seed {outcome.job.seed}"
-    state = f"failed: {outcome.failure}" if outcome.failure else f"{outcome.seconds:.0f} s"
-    return f"[{num_done}/{num_jobs}] {name}: {state}; about {left / 60:.0f} min left"
 
 
 def gathered(finding: Finding, outcomes: Sequence[Outcome]) -> Result:
@@ -179,6 +169,7 @@ def as_record(result: Result) -> dict[str, Any]:
         "numbers": {
             name: {"value": i.value, "low": i.low, "high": i.high}
             for name, i in result.intervals.items()
+            if i.is_known
         },
         "seconds": result.seconds,
     }

@@ -93,7 +93,6 @@ def recipe(scale: Scale, seed: int) -> Recipe:
             "seed": seed,
             "num_versions": 5,
             "ppo_from_version": 5,
-            "bag_all_from_version": 2,
             "world": base.world.model_copy(update={"num_open_pairs": 6_000}),
             "sample_pairs": base.sample_pairs.model_copy(update={"num_prompts": scale.later_weeks}),
             "collect_preferences": base.collect_preferences.model_copy(

@@ -139,6 +139,7 @@ FINDINGS = (
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),),
+        weight=9,
     ),
     Finding(
         "p",
@@ -152,6 +153,7 @@ FINDINGS = (
             for d in Domain
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "demonstrations", "gold score"),),
+        weight=4,
     ),
     Finding(
         "q",
@@ -162,5 +164,6 @@ FINDINGS = (
         distillation,
         (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),
         (Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),),
+        weight=5,
     ),
 )

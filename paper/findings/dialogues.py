@@ -136,6 +136,7 @@ FINDINGS = (
             Effect("is lost without", "kept without, first turn minus last"),
         ),
         (Chart("lines", {"with": "with", "without": "without"}, "turn", "instruction kept"),),
+        weight=12,
     ),
     Finding(
         "o",
@@ -151,5 +152,6 @@ FINDINGS = (
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
+        weight=7,
     ),
 )

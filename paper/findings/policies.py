@@ -13,6 +13,8 @@ from stages.text.tokenizer import Tokenizer
 
 HACKING_LEARNING_RATE = 2e-4
 """Four times the recipe's, for both arms: what is slow at 5e-5 shows within the time there is."""
+FREE, HELD = "no penalty", "penalty"
+"""The arms of (k)."""
 GATE_OFF = 1e-9
 """A threshold that no score lies below."""
 
@@ -31,10 +33,9 @@ def ppo(lab: Lab, **changes: Any) -> Manifest:
 
 def hacking(lab: Lab) -> Estimates:
     """Reward-model and gold score of the same answers, without a KL penalty and with it."""
-    beta = lab.recipe.ppo.kl_beta
     runs = {
-        "β=0": ppo(lab, kl_beta=0.0, learning_rate=HACKING_LEARNING_RATE),
-        f"β={beta:g}": ppo(lab, learning_rate=HACKING_LEARNING_RATE),
+        FREE: ppo(lab, kl_beta=0.0, learning_rate=HACKING_LEARNING_RATE),
+        HELD: ppo(lab, learning_rate=HACKING_LEARNING_RATE),
     }
     models = {"start": lab.output(1, "rejection_sampling")}
     models |= {name: run.outputs["model"] for name, run in runs.items()}
@@ -47,10 +48,9 @@ def hacking(lab: Lab) -> Estimates:
         rewards[name] = gold.by_prompt(rows, Domain.helpfulness, _helpfulness_score)
         estimates[f"gold/{name}"] = mean(list(scores[name].values()))
         estimates[f"reward/{name}"] = mean(list(rewards[name].values()))
-    held = f"β={beta:g}"
-    estimates["reward rises"] = paired(rewards["β=0"], rewards["start"])
-    estimates["gold falls"] = paired(scores["start"], scores["β=0"])
-    estimates["penalty holds"] = paired(scores[held], scores["β=0"])
+    estimates["reward rises"] = paired(rewards[FREE], rewards["start"])
+    estimates["gold falls"] = paired(scores["start"], scores[FREE])
+    estimates["penalty holds"] = paired(scores[HELD], scores[FREE])
     for name, run in runs.items():
         estimates |= curve(lab, run, name)
     return estimates
@@ -164,14 +164,15 @@ FINDINGS = (
         "prompts by the Helpfulness RM and by the gold judge.",
         hacking,
         (
-            Effect("reward rises", "RM score, β=0 minus start"),
-            Effect("gold falls", "gold helpfulness, start minus β=0"),
-            Effect("penalty holds", "gold helpfulness, with the penalty minus β=0"),
+            Effect("reward rises", "RM score, no penalty minus start"),
+            Effect("gold falls", "gold helpfulness, start minus no penalty"),
+            Effect("penalty holds", "gold helpfulness, penalty minus no penalty"),
         ),
         (
-            Chart("lines", {"β=0": "gold, β=0", "β=0.05": "gold, β=0.05"}, "iteration", "gold"),
-            Chart("lines", {"β=0": "RM, β=0", "β=0.05": "RM, β=0.05"}, "iteration", "RM score"),
+            Chart("lines", {a: f"gold, {a}" for a in (FREE, HELD)}, "iteration", "gold"),
+            Chart("lines", {a: f"RM, {a}" for a in (FREE, HELD)}, "iteration", "RM score"),
         ),
+        weight=10,
     ),
     Finding(
         "l",
@@ -185,5 +186,6 @@ FINDINGS = (
             Effect("whitening", "gold score of both domains, whitened minus not"),
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "run", "gold score"),),
+        weight=18,
     ),
 )

@@ -113,6 +113,7 @@ FINDINGS = (
         margins,
         (Effect("large, clear pairs", "accuracy on clear pairs, large margin minus none"),),
         (Chart("bars", {"clear pairs": "clear", "all pairs": "all"}, "margin", "accuracy"),),
+        weight=8,
     ),
     Finding(
         "e",
@@ -137,5 +138,6 @@ FINDINGS = (
                 "share",
             ),
         ),
+        weight=5,
     ),
 )

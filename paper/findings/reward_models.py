@@ -175,6 +175,7 @@ FINDINGS = (
             Chart("lines", {"large model": "data"}, "share of the pairs", "accuracy"),
             Chart("lines", {"all pairs": "size"}, "size of the model", "accuracy"),
         ),
+        weight=14,
     ),
     Finding(
         "b",

@@ -111,6 +111,7 @@ FINDINGS = (
             Effect("median down", f"{HELD} plus the median's move"),
         ),
         (Chart("lines", {"best": "max", "median": "median"}, "samples N", "reward", log_x=True),),
+        weight=5,
     ),
     Finding(
         "g",
@@ -125,5 +126,6 @@ FINDINGS = (
             Chart("lines", {"SFT": "SFT", "V4": "V4"}, "temperature", "best of 16, reward"),
             Chart("bars", {"best T": "best temperature"}, "model", "temperature"),
         ),
+        weight=4,
     ),
 )

@@ -92,8 +92,7 @@ def iteration(
     earlier: tuple[ArtifactRef, ...],
 ) -> dict[str, ArtifactRef]:
     """One round of rejection sampling that fine-tunes the base model, as the paper's do."""
-    config = lab.config(1, "rejection_sampling")
-    tuning = {**dict(config)["finetuning"].model_dump(), "num_epochs": FORGETTING_EPOCHS}
+    tuning = lab.recipe.rejection_sampling.finetuning
     made = lab.varied(
         1,
         "rejection_sampling",
@@ -104,7 +103,7 @@ def iteration(
         earlier_samples=earlier,
         num_prompts={"helpfulness": lab.scale.rejection_sampling["helpfulness"]},
         num_samples=4,
-        finetuning=tuning,
+        finetuning=tuning.model_copy(update={"num_epochs": FORGETTING_EPOCHS}),
     )
     return made.outputs
 
@@ -153,6 +152,7 @@ FINDINGS = (
                 "gold score on verse",
             ),
         ),
+        weight=10,
     ),
     Finding(
         "i",
@@ -180,6 +180,7 @@ FINDINGS = (
                 reference=0.5,
             ),
         ),
+        weight=45,
     ),
     Finding(
         "j",
@@ -198,5 +199,6 @@ FINDINGS = (
                 "gold score",
             ),
         ),
+        weight=2,
     ),
 )

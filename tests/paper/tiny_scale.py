@@ -21,6 +21,12 @@ TINY = Scale(
             "num_demonstrations": 160,
             "num_prompts": 800,
             "num_open_pairs": 120,
+            "conversations": {
+                "num_instructed": 40,
+                "num_dialogues": 60,
+                "num_preprompted": 40,
+                "num_documents": 100,
+            },
         },
         "tokenizer": {"vocab_size": 512},
         "pretrain": {
