@@ -44,12 +44,12 @@ class Scale:
 
 FULL = Scale(
     seeds=(1, 2, 3),
-    first_week={"helpfulness": 2400, "safety": 1200},
+    first_week={"helpfulness": 2000, "safety": 1000},
     later_weeks={"helpfulness": 300, "safety": 200},
     rejection_sampling={"helpfulness": 400, "safety": 150},
     num_samples=6,
     ppo_iterations=20,
-    ppo_batch=192,
+    ppo_batch=160,
     test_prompts={"helpfulness": 400, "safety": 200},
     sweep_prompts={"helpfulness": 64},
     sweep_samples=16,
@@ -93,7 +93,7 @@ def recipe(scale: Scale, seed: int) -> Recipe:
             "seed": seed,
             "num_versions": 5,
             "ppo_from_version": 5,
-            "world": base.world.model_copy(update={"num_open_pairs": 6_000}),
+            "world": base.world.model_copy(update={"num_open_pairs": 5_000}),
             "sample_pairs": base.sample_pairs.model_copy(update={"num_prompts": scale.later_weeks}),
             "collect_preferences": base.collect_preferences.model_copy(
                 update={"test_fraction": 0.3}
