@@ -9,7 +9,7 @@ TESTS  := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 PEERS  := .bench/peers
 BENCHMARKS := pretrain sft reward_model ppo generation loss attention validation zero
 
-.PHONY: help demo paper test check traps resume test-all bench gpu clean
+.PHONY: help demo paper test check traps resume drill test-all bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## the sandbox from raw text to RLHF-V2, five to ten minutes on 2 cores
+demo: $(VENV)/.installed  ## the sandbox from raw text to RLHF-V5, at most 12 minutes on 2 cores
 	$(BIN)/rlhf demo
 
 paper: $(VENV)/.installed  ## the paper's findings in miniature, report/index.html; QUICK=1: one seed, smaller
@@ -46,6 +46,9 @@ traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, an
 
 resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every way, minutes
 	$(BIN)/python tests/traps/resuming/matrix.py
+
+drill: $(VENV)/.installed-dev  ## faults and operations against real servers, on SQLite and Postgres: a table
+	$(BIN)/python tests/whole_loop/drill/table.py $(DRILL)
 
 test-all: check  ## every test that needs no GPU, the long ones too
 	$(TESTS) -m "not gpu"

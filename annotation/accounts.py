@@ -1,6 +1,7 @@
 """Who may use the service: users, roles, passwords, sessions, invitations."""
 
 import hashlib
+import ipaddress
 import re
 import secrets
 import threading
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from annotation.labelling import without_nul
@@ -64,7 +66,10 @@ def create_user(
         created_at=now,
     )
     session.add(user)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError:  # somebody took the name at the same moment
+        raise _name_taken() from None
     audit(session, now, actor, "create user", f"{username} as {role}")
     return user
 
@@ -97,7 +102,11 @@ def _check_credentials(session: Session, username: str, password: str) -> None:
             f"Take at least {MIN_PASSWORD_LENGTH} characters; a sentence is easy to remember",
         )
     if session.scalar(select(func.count(User.id)).where(User.username == username)):
-        raise RefusedError("This user name is taken", "Choose another one")
+        raise _name_taken()
+
+
+def _name_taken() -> RefusedError:
+    return RefusedError("This user name is taken", "Choose another one")
 
 
 # ---- log-in ------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ def log_in(
     is limited as well. The slow hash runs outside any transaction.
     """
     username = without_nul(username[:64])
-    subjects = [f"user:{username}", f"address:{address[:100]}"]
+    subjects = [f"user:{username}", f"address:{_network(address)}"]
     with database.writing() as session:
         _refuse_too_many(session, subjects, now)
         session.add_all(LoginFailure(subject=subject, at=now) for subject in subjects)
@@ -125,6 +134,19 @@ def log_in(
             return _start_session(session, user, now)
         audit(session, now, username, "log-in refused", address)
     raise RefusedError("User name and password do not fit", "Try again")
+
+
+def _network(address: str) -> str:
+    """What one person has to themselves: an IPv4 address, or the /64 of an IPv6 one."""
+    try:
+        given = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:100]
+    if given.version == 4:
+        return str(given)
+    if given.ipv4_mapped:
+        return str(given.ipv4_mapped)
+    return str(ipaddress.ip_network((int(given), 64), strict=False))
 
 
 def session_of(session: Session, token: str, now: datetime) -> LoginSession | None:
@@ -237,7 +259,7 @@ def _verify(password_hash: str, password: str) -> bool:
     with _hashing:
         try:
             return _hasher.verify(password_hash, password[:1_000])
-        except VerifyMismatchError:
+        except (VerifyMismatchError, InvalidHashError):  # an imported annotator has no hash
             return False
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Weights = Literal["identity", "ordinal", "quadratic"]
 
@@ -69,7 +69,7 @@ def _coefficient(
     chance = by_chance_scale * (counts @ (1 - prevalence)) / num_ratings
     influence = per_subject - 2 * (1 - value) * (chance - by_chance) / (1 - by_chance)
     variance = ((influence - value) ** 2).sum() / (num_subjects * (num_subjects - 1))
-    margin = float(stats.t.ppf(0.975, num_subjects - 1)) * math.sqrt(variance)
+    margin = float(special.stdtrit(num_subjects - 1, 0.975)) * math.sqrt(variance)
     return Agreement(
         float(value),
         max(float(value) - margin, -1.0),

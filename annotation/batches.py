@@ -5,17 +5,18 @@ after that (an annotator was at it, the batch was re-opened) goes out with the n
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
-from annotation.labelling import is_delivered, without_nul
+from annotation.labelling import as_typed, is_delivered, without_nul
 from annotation.refusals import NotThereError
 from annotation.storage.schema import (
+    MAX_ID_LENGTH,
     AuditEntry,
     Batch,
     BatchState,
@@ -32,6 +33,8 @@ from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from data_contracts.splits import split_of
+from data_contracts.tables import COMPARISONS
+from data_contracts.validation import RowChecks, batch_from_dicts
 
 
 class BatchPlan(Contract):
@@ -120,8 +123,11 @@ def new_item(week: int, position: int, row: Mapping[str, Any], gold_pick: Pick |
         position=position,
         prompt_id=row["prompt_id"],
         domain=row["domain"],
-        category=row["category"],
-        messages=[dict(message) for message in row["messages"]],
+        category=row["category"] and without_nul(row["category"]),
+        messages=[
+            {"role": said["role"], "content": without_nul(said["content"])}
+            for said in row["messages"]
+        ],
         response_a=without_nul(row["response_a"]),
         response_b=without_nul(row["response_b"]),
         model_a=row["model_a"],
@@ -142,7 +148,7 @@ def open_batch(session: Session) -> Batch | None:
 
 def get_batch(session: Session, week: int) -> Batch:
     """A batch by its week, locked; raises NotThereError."""
-    batch = session.get(Batch, week, with_for_update=True)
+    batch = session.get(Batch, week, with_for_update={"key_share": True})
     if batch is None:
         raise _no_batch(week)
     return batch
@@ -190,6 +196,9 @@ def deliver(session: Session, week: int, now: datetime) -> list[Entry]:
     Returns all entries of the delivery, in order of submission.
     """
     get_batch(session, week).state = BatchState.closed
+    # nobody takes a label back while it goes out; see `labelling.undo`
+    earlier = select(Batch.week).where(Batch.week <= week).order_by(Batch.week)
+    session.execute(earlier.with_for_update(key_share=True))
     for entry in standing(session, week):
         session.add(Delivery(label_id=entry.id, week=week, delivered_at=now))
     session.add(_audit(now, "deliver", f"batch {week}"))
@@ -219,17 +228,23 @@ def all_delivered(session: Session, test_fraction: float) -> list[dict[str, Any]
 
 
 def standing(session: Session, week: int) -> list[Entry]:
-    """Standing labels up to this week that are for delivery; an adjudication replaces labels."""
-    entries = session.scalars(
-        select(Entry)
-        .join(Item, Entry.item_id == Item.id)
-        .where(Entry.kind.in_([EntryKind.label, EntryKind.adjudication]), is_uncorrected())
-        .where(Entry.purpose == SlotPurpose.collect)
-        .where(Item.week <= week, ~Item.is_retired, ~is_delivered())
-        .order_by(Entry.id)
-    ).all()
-    adjudicated = {e.item_id for e in entries if e.kind == EntryKind.adjudication}
-    return [e for e in entries if e.kind == EntryKind.adjudication or e.item_id not in adjudicated]
+    """Standing labels up to this week that are for delivery. An adjudication replaces labels for
+    good, also after it has gone out itself."""
+    decision = aliased(Entry)
+    is_decided = exists().where(
+        decision.item_id == Entry.item_id, decision.kind == EntryKind.adjudication
+    )
+    is_label = and_(Entry.kind == EntryKind.label, ~is_decided)
+    return list(
+        session.scalars(
+            select(Entry)
+            .join(Item, Entry.item_id == Item.id)
+            .where(or_(is_label, Entry.kind == EntryKind.adjudication), is_uncorrected())
+            .where(Entry.purpose == SlotPurpose.collect)
+            .where(Item.week <= week, ~Item.is_retired, ~is_delivered())
+            .order_by(Entry.id)
+        )
+    )
 
 
 def preference_rows(
@@ -237,13 +252,15 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the preferences contract; annotators by pseudonym, the split by prompt.
 
-    An edited response is a second row: the edit was preferred to the chosen response.
+    An edited response is a second row: the edit was preferred to the chosen response. One that is
+    a copy of either response says nothing.
     """
     rows = []
     for entry in entries:
         row = _preference_row(entry, week, test_fraction)
         rows.append(row)
-        if entry.edited_response and entry.edited_response.strip() != row["chosen"].strip():
+        copies = {_plain(row["chosen"]), _plain(row["rejected"])}
+        if entry.edited_response and _plain(entry.edited_response) not in copies:
             rows.append(_edit_row(row, entry.edited_response))
     return rows
 
@@ -271,6 +288,11 @@ def _preference_row(entry: Entry, week: int, test_fraction: float) -> dict[str, 
     }
 
 
+def _plain(text: str) -> str:
+    """Without what a text field of a browser adds or drops."""
+    return as_typed(text).strip()
+
+
 def _edit_row(row: dict[str, Any], edited: str) -> dict[str, Any]:
     return {
         **row,
@@ -283,9 +305,21 @@ def _edit_row(row: dict[str, Any], edited: str) -> dict[str, Any]:
     }
 
 
-def check_comparable(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Raise UserError for a comparison whose two responses an annotator could not tell apart."""
+def check_comparable(rows: Sequence[Mapping[str, Any]], origin: str = "The batch") -> None:
+    """Raise UserError for rows that break the contract, that the database cannot name, or whose
+    two responses an annotator could not tell apart."""
+    if rows:
+        checks = RowChecks(COMPARISONS)
+        checks.add(batch_from_dicts(rows, COMPARISONS, origin))
+        checks.raise_if_broken(origin)
+        checks.raise_if_repeated(origin)
     for row in rows:
+        for name in ("comparison_id", "prompt_id"):
+            if len(row[name]) > MAX_ID_LENGTH or "\0" in row[name]:
+                raise UserError(
+                    f"{origin}: a {name} has more than {MAX_ID_LENGTH} characters, or a NUL",
+                    "Give shorter ids, for instance a hash of them",
+                )
         a, b = row["response_a"].strip(), row["response_b"].strip()
         if not a or not b or a == b:
             raise UserError(

@@ -1,5 +1,6 @@
 """A batch as records for other tools, and records of other tools as a batch."""
 
+import csv
 import hashlib
 import secrets
 from collections import defaultdict
@@ -55,7 +56,7 @@ def read_records(text: str, format_name: str, file: str) -> list[Record]:
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in e["loc"]) for e in error.errors()})
         problem = f"{file} is no file of the format {format_name}: check {', '.join(fields[:3])}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         problem = f"{file} is no file of the format {format_name}: {type(error).__name__}"
@@ -114,7 +115,8 @@ def import_records(
     in, known by a pseudonym.
     """
     rows = [record.comparison() for record in given]
-    check_comparable(rows)
+    check_comparable(rows, "The import")
+    _check_labels(given)
     num_items = publish(session, week, rows, plan, now)
     known = set(session.scalars(select(Entry.submission_id)))
     num_labels = 0
@@ -126,6 +128,16 @@ def import_records(
                 _add_label(session, item, label, submission_id, now)
                 num_labels += 1
     return num_items, num_labels
+
+
+def _check_labels(given: list[Record]) -> None:
+    for record in given:
+        names = [label.annotator for label in record.labels]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"Comparison {record.comparison_id} has two labels of one annotator",
+                "Keep the one that counts",
+            )
 
 
 def _add_label(

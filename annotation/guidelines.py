@@ -1,6 +1,7 @@
 """The guideline of each task: Markdown, edited by a lead, every edition kept."""
 
 from datetime import datetime
+from functools import lru_cache
 
 from markdown_it import MarkdownIt
 from sqlalchemy import select
@@ -62,6 +63,7 @@ def edit(session: Session, domain: Domain, markdown: str, editor: User, now: dat
     session.add(AuditEntry(at=now, actor=editor.username, action="edit guideline", subject=domain))
 
 
+@lru_cache(maxsize=16)
 def as_html(markdown: str) -> str:
     """Safe HTML: tags in the source are shown as text."""
     return _markdown.render(markdown)

@@ -1,14 +1,16 @@
 """What an annotator says about an item: a choice with its rating, a skip, a flag, an undo."""
 
 from datetime import datetime
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, Select, bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from annotation.refusals import NotYoursError, RefusedError
 from annotation.storage.schema import (
+    Batch,
     Delivery,
     Entry,
     EntryKind,
@@ -19,7 +21,7 @@ from annotation.storage.schema import (
     SlotState,
     User,
 )
-from annotation.work_queue import HOLD, current_labels, held_slot, release
+from annotation.work_queue import HOLD, current_labels, held_slot, lock_user, release
 from data_contracts.base import Contract
 from data_contracts.ratings import Domain, Rating, SafetyLabel
 
@@ -42,7 +44,7 @@ class Answer(Contract):
     @field_validator("edited_response")
     @classmethod
     def _says_something(cls, text: str | None) -> str | None:
-        return without_nul(text) if text and text.strip() else None
+        return as_typed(text) if text and text.strip() else None
 
 
 class Pass(Contract):
@@ -59,6 +61,7 @@ def submit(session: Session, user: User, slot_id: int, answer: Answer, now: date
     Raises NotYoursError when the slot has gone to somebody else, RefusedError for the safety
     combination that the protocol leaves out.
     """
+    lock_user(session, user)
     if earlier := _already_kept(session, user, answer.submission_id, slot_id, EntryKind.label):
         return earlier
     slot = held_slot(session, user, slot_id)
@@ -75,12 +78,12 @@ def submit(session: Session, user: User, slot_id: int, answer: Answer, now: date
 
 def pass_on(session: Session, user: User, slot_id: int, passed: Pass, now: datetime) -> Entry:
     """Skip or flag an item; it goes to somebody else. Raises as `submit`."""
-    if earlier := _already_kept(
-        session, user, passed.submission_id, slot_id, EntryKind(passed.kind)
-    ):
+    lock_user(session, user)
+    kind = EntryKind(passed.kind)
+    if earlier := _already_kept(session, user, passed.submission_id, slot_id, kind):
         return earlier
     slot = held_slot(session, user, slot_id)
-    entry = _entry(slot, user, passed.submission_id, EntryKind(passed.kind), now)
+    entry = _entry(slot, user, passed.submission_id, kind, now)
     entry.reason = without_nul(passed.reason)
     release(slot)
     session.add(entry)
@@ -92,6 +95,7 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
 
     Raises RefusedError when there is none, or when it has gone out with a batch.
     """
+    lock_user(session, user)
     if earlier := _already_kept(session, user, submission_id, None, EntryKind.undo):
         return session.get_one(Slot, earlier.slot_id)
     last = last_label(session, user)
@@ -104,6 +108,10 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
     slot = session.scalars(
         select(Slot).where(Slot.id == last.slot_id).with_for_update(of=Slot)
     ).one()
+    # a delivery of this moment comes first, or waits; see `batches.deliver`
+    session.execute(select(Batch.week).where(Batch.week == slot.week).with_for_update(read=True))
+    if last_label(session, user) is not last:
+        raise NotYoursError("The label has just gone out with its batch", "Go on with the next one")
     entry = _entry(slot, user, submission_id, EntryKind.undo, now)
     entry.corrects = last.id
     session.add(entry)
@@ -114,12 +122,19 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
 
 def last_label(session: Session, user: User) -> Entry | None:
     """The newest label of a user that can still be taken back."""
-    return session.scalars(
+    return session.scalars(_last_label(), {"user_id": user.id}).one_or_none()
+
+
+@cache
+def _last_label() -> Select[Any]:
+    return (
         select(Entry)
-        .where(Entry.user_id == user.id, current_labels(), ~is_delivered())
+        .join(Item, Entry.item_id == Item.id)
+        .where(Entry.user_id == bindparam("user_id"), current_labels())
+        .where(~Item.is_retired, ~is_delivered())
         .order_by(Entry.id.desc())
         .limit(1)
-    ).one_or_none()
+    )
 
 
 def is_delivered() -> ColumnElement[bool]:
@@ -154,9 +169,17 @@ def safety_label(domain: str, answer: Answer) -> SafetyLabel | None:
 
 
 def adjudicate(session: Session, lead: User, item: Item, answer: Answer, now: datetime) -> Entry:
-    """The lead's own decision on an item, A on the left; it goes out in place of all labels."""
+    """The lead's own decision on an item, A on the left; it goes out in place of all labels.
+
+    Raises RefusedError for an item that is never delivered, and as `submit` does.
+    """
     if earlier := _already_kept(session, lead, answer.submission_id, None, EntryKind.adjudication):
         return earlier
+    if item.gold_pick is not None or item.is_retired:
+        raise RefusedError(
+            "Not saved: this item checks annotators, or was taken out, and is never delivered",
+            "Decide on the items of the list",
+        )
     before = adjudication(session, item)
     entry = Entry(
         submission_id=answer.submission_id,
@@ -184,6 +207,12 @@ def adjudication(session: Session, item: Item) -> Entry | None:
     ).one_or_none()
 
 
+def as_typed(text: str) -> str:
+    """Text from a form as its writer saw it: a form sent without script has every line end as
+    CR LF, which a model would learn as the mark of human writing."""
+    return without_nul(text).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def without_nul(text: str) -> str:
     """Text with NUL, which Postgres cannot keep, as the replacement character."""
     return text.replace("\0", "\ufffd")
@@ -196,12 +225,8 @@ def _picked(side: Side, is_swapped: bool) -> Pick:
 def _already_kept(
     session: Session, user: User, submission_id: str, slot_id: int | None, kind: EntryKind
 ) -> Entry | None:
-    """The entry of a submission that arrived before.
-
-    The lock on the slot's row puts two copies that arrive at once one after the other.
-    """
-    if slot_id is not None:
-        session.execute(select(Slot.id).where(Slot.id == slot_id).with_for_update())
+    """The entry of a submission that arrived before; the lock on the user puts two copies that
+    arrive at once one after the other."""
     entry = session.scalars(select(Entry).where(Entry.submission_id == submission_id)).one_or_none()
     if entry is None:
         return None

@@ -3,12 +3,12 @@
 Any OpenAI-compatible endpoint will do: our own `rlhf serve`, vLLM, or another.
 """
 
+import asyncio
 import hashlib
 import json
 import random
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,10 +18,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from annotation.batches import new_item, open_batch
-from annotation.labelling import without_nul
+from annotation.labelling import as_typed, without_nul
 from annotation.refusals import NotThereError, RefusedError
 from annotation.settings import AnnotationSettings, LiveModel
-from annotation.storage.schema import LIVE_PREFIX, Entry, Item, Pick, Slot, SlotState, User
+from annotation.storage.schema import LIVE_PREFIX, Batch, Entry, Item, Pick, Slot, SlotState, User
 from annotation.work_queue import HOLD, current_labels, new_slot
 from data_contracts.ratings import Domain
 
@@ -45,19 +45,19 @@ class Variant:
     temperature: float
 
 
-def two_responses(settings: AnnotationSettings, messages: Messages) -> tuple[Variant, Variant]:
+async def two_responses(
+    settings: AnnotationSettings, messages: Messages
+) -> tuple[Variant, Variant]:
     """Responses of two variants, asked at once, in random order.
 
     Raises ModelUnavailableError, and RefusedError where there is nothing to compare.
     """
     if not settings.live_models:
         raise RefusedError("This service has no live models", "Label the items of the batch")
-    first, second = settings.live_models[0], settings.live_models[-1]
-    with ThreadPoolExecutor(2) as pool:
-        asked = [
-            pool.submit(_ask, model, messages, settings.max_new_tokens) for model in (first, second)
-        ]
-        variants = [future.result() for future in asked]
+    both = settings.live_models[0], settings.live_models[-1]
+    async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
+        asked = (_ask(client, model, messages, settings.max_new_tokens) for model in both)
+        variants = await asyncio.gather(*asked)
     texts = {variant.text.strip() for variant in variants}
     if len(texts) < 2 or "" in texts:
         raise RefusedError(
@@ -70,7 +70,7 @@ def two_responses(settings: AnnotationSettings, messages: Messages) -> tuple[Var
 
 def dialogue(session: Session, user: User, after: int | None, prompt: str) -> Messages:
     """The messages to answer: a new dialogue, or one that goes on from a labelled item."""
-    said = {"role": "user", "content": without_nul(prompt.strip())}
+    said = {"role": "user", "content": as_typed(prompt.strip())}
     return [said] if after is None else [*continued(session, user, after), said]
 
 
@@ -90,6 +90,14 @@ def continued(session: Session, user: User, item_id: int) -> Messages:
     return [*item.messages, answer]
 
 
+def needed_batch(session: Session) -> Batch:
+    """The batch that a written prompt goes into; raises RefusedError where none is open."""
+    batch = open_batch(session)
+    if batch is None:
+        raise RefusedError("No batch is open now", "Ask your lead when the next one starts")
+    return batch
+
+
 def add_live_item(
     session: Session,
     user: User,
@@ -99,9 +107,7 @@ def add_live_item(
     now: datetime,
 ) -> Slot:
     """Put a live comparison into the open batch, held by the user who wrote its prompt."""
-    batch = open_batch(session)
-    if batch is None:
-        raise RefusedError("No batch is open now", "Ask your lead when the next one starts")
+    batch = needed_batch(session)
     last = session.scalar(select(func.max(Item.position)).where(Item.week == batch.week)) or 0
     item = new_item(batch.week, last + 1, _comparison(domain, messages, variants), None)
     slot = new_slot(item, 1)
@@ -129,7 +135,9 @@ def _comparison(domain: Domain, messages: Messages, variants: Sequence[Variant])
     }
 
 
-def _ask(model: LiveModel, messages: Messages, max_new_tokens: int) -> Variant:
+async def _ask(
+    client: httpx.AsyncClient, model: LiveModel, messages: Messages, max_new_tokens: int
+) -> Variant:
     temperature = random.SystemRandom().choice(model.temperatures)
     headers = {"Authorization": f"Bearer {model.api_key}"} if model.api_key else {}
     body = {
@@ -139,17 +147,17 @@ def _ask(model: LiveModel, messages: Messages, max_new_tokens: int) -> Variant:
         "max_tokens": max_new_tokens,
     }
     try:
-        reply = httpx.post(
-            f"{model.url.rstrip('/')}/chat/completions",
-            json=body,
-            headers=headers,
-            timeout=_TIMEOUT_SECONDS,
-        )
+        url = f"{model.url.rstrip('/')}/chat/completions"
+        reply = await client.post(url, json=body, headers=headers)
         reply.raise_for_status()
-        text = reply.json()["choices"][0]["message"]["content"]
+        text = reply.json()["choices"][0]["message"]["content"] or ""
+        if not isinstance(text, str):
+            raise TypeError
     except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelUnavailableError(
             f"The model {model.model} does not answer ({type(error).__name__})",
             "Try again in a while, or tell your lead; your prompt is still in the form",
         ) from error
-    return Variant(without_nul(text or ""), model.model, temperature)
+    # half of a surrogate pair, which JSON may hold, is no text that can be kept
+    whole = text.encode("utf-8", "replace").decode()
+    return Variant(without_nul(whole), model.model, temperature)

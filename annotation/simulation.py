@@ -17,7 +17,7 @@ from data_contracts.ratings import Domain, SafetyLabel
 from stages.sandbox.annotator import AnnotatorSettings, annotate
 
 _TIMEOUT_SECONDS = 30
-_PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 60
 """Time for which a service that does not answer is asked again."""
 
 _FIRST_PAUSE_SECONDS = 0.1
@@ -68,10 +68,17 @@ class SimulatedAnnotator:
     """A browser with somebody in front of it who judges by rule and with noise."""
 
     def __init__(
-        self, url: str, invitation: str, person: int, settings: AnnotatorSettings, seed: int
+        self,
+        url: str,
+        invitation: str,
+        person: int,
+        settings: AnnotatorSettings,
+        seed: int,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
         self._invitation = invitation
+        self._patience_seconds = patience_seconds
         spread = settings.spread[person % len(settings.spread)]
         self._settings = settings.model_copy(update={"spread": (spread,)})
         self._seed = f"{seed}/{person}"
@@ -154,7 +161,7 @@ class SimulatedAnnotator:
 
     def _send(self, method: str, path: str, form: dict[str, str] | None = None) -> httpx.Response:
         """A request, sent again while the service does not answer or is starting up."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience_seconds
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:

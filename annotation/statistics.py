@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, true
 from sqlalchemy.orm import Session
 
 from annotation.agreement import Agreement, gwet
@@ -53,8 +53,9 @@ class Judgement:
         return strength if self.pick == Pick.a else 7 - strength
 
 
-def judgements(session: Session, week: int) -> list[Judgement]:
-    """All standing labels of a batch, in order of submission."""
+def judgements(session: Session, week: int, user: User | None = None) -> list[Judgement]:
+    """All standing labels of a batch, or one user's, in order of submission."""
+    whose = true() if user is None else Entry.user_id == user.id
     rows = session.execute(
         select(
             Item.id,
@@ -70,7 +71,7 @@ def judgements(session: Session, week: int) -> list[Judgement]:
         )
         .join_from(Entry, Item, Entry.item_id == Item.id)
         .join(User, Entry.user_id == User.id)
-        .where(Item.week == week, current_labels())
+        .where(Item.week == week, current_labels(), whose)
         .order_by(Entry.id)
     )
     return [Judgement(*row) for row in rows]

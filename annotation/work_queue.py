@@ -5,10 +5,12 @@ renews the hold as long as it is open, and a hold that has run out is given to t
 """
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from annotation.refusals import NotYoursError
@@ -33,11 +35,12 @@ def claim(session: Session, user: User, domain: str, now: datetime) -> Slot | No
 
     The same slot again as long as it is neither labelled nor skipped, so a reload loses nothing.
     """
-    # One claim of a user at a time: two tabs must not get two slots.
-    session.execute(select(User.id).where(User.id == user.id).with_for_update())
-    slot = session.scalars(_held_by(user, domain)).first()
+    lock_user(session, user)  # two tabs must not get two slots
+    slot = session.scalars(_held_by(), {"user_id": user.id, "domain": domain}).first()
     if slot is None:
-        slot = _check_due(session, user, domain) or _next_slot(session, user, domain, now)
+        batches = session.scalars(_open_batches()).all()
+        slot = _check_due(session, user, domain, batches)
+        slot = slot or _next_slot(session, user, domain, batches, now)
         if slot is None:
             return None
         slot.is_swapped = bool(secrets.randbelow(2))
@@ -45,6 +48,12 @@ def claim(session: Session, user: User, domain: str, now: datetime) -> Slot | No
     slot.holder_id = user.id
     slot.held_until = now + HOLD
     return slot
+
+
+def lock_user(session: Session, user: User) -> None:
+    """One change by a user at a time, also when it is sent twice at once; ends with the
+    transaction. It is the first lock that is taken, so that none wait for each other in a ring."""
+    session.execute(_user_row(), {"user_id": user.id})
 
 
 def renew(session: Session, user: User, slot_id: int, now: datetime) -> None:
@@ -77,42 +86,67 @@ def release(slot: Slot) -> None:
         slot.state = SlotState.done
 
 
-def _held_by(user: User, domain: str) -> Select[Any]:
+# Statements are built once: building one costs more than running it.
+
+
+@cache
+def _user_row() -> Select[Any]:
+    return select(User.id).where(User.id == bindparam("user_id")).with_for_update()
+
+
+@cache
+def _open_batches() -> Select[Any]:
+    """The oldest first."""
+    return select(Batch).where(Batch.state == BatchState.open).order_by(Batch.week)
+
+
+@cache
+def _held_by() -> Select[Any]:
     """Slots with this user, the newest hold first: what was undone comes before what was next."""
     return (
         select(Slot)
-        .where(Slot.holder_id == user.id, Slot.state == SlotState.held, Slot.domain == domain)
+        .where(Slot.holder_id == bindparam("user_id"), Slot.state == SlotState.held)
+        .where(Slot.domain == bindparam("domain"))
         .order_by(Slot.held_until.desc())
         .limit(1)
         .with_for_update(of=Slot)
     )
 
 
-def _next_slot(session: Session, user: User, domain: str, now: datetime) -> Slot | None:
+def _next_slot(
+    session: Session, user: User, domain: str, batches: Sequence[Batch], now: datetime
+) -> Slot | None:
     """An abandoned slot, else the first free one: every item's first label comes before any
     item's second."""
-    weeks = session.scalars(
-        select(Batch.week).where(Batch.state == BatchState.open).order_by(Batch.week)
-    ).all()
-    for week in weeks:
-        of_week = _unmet(user).where(Slot.week == week, Slot.domain == domain)
-        abandoned = of_week.where(Slot.state == SlotState.held, Slot.held_until < now)
-        free = of_week.where(Slot.state == SlotState.free)
-        in_order = free.order_by(Slot.number, Slot.position)
-        slot = session.scalars(abandoned).first() or session.scalars(in_order).first()
+    for batch in batches:
+        place = {"user_id": user.id, "week": batch.week, "domain": domain}
+        slot = session.scalars(_abandoned(), place | {"now": now}).first()
+        slot = slot or session.scalars(_free(), place).first()
         if slot is not None:
             return slot
     return None
 
 
-def _unmet(user: User) -> Select[Any]:
-    """Slots of items that this user has not met, one of them, skipping what others just take."""
+@cache
+def _abandoned() -> Select[Any]:
+    return _unmet().where(Slot.state == SlotState.held, Slot.held_until < bindparam("now"))
+
+
+@cache
+def _free() -> Select[Any]:
+    return _unmet().where(Slot.state == SlotState.free).order_by(Slot.number, Slot.position)
+
+
+def _unmet() -> Select[Any]:
+    """Slots of items that a user has not met, one of them, skipping what others just take."""
     own = aliased(Slot)
+    user_id = bindparam("user_id")
     return (
         select(Slot)
         .where(Slot.purpose == SlotPurpose.collect)
-        .where(~exists().where(Entry.item_id == Slot.item_id, Entry.user_id == user.id))
-        .where(~exists().where(own.item_id == Slot.item_id, own.holder_id == user.id))
+        .where(Slot.week == bindparam("week"), Slot.domain == bindparam("domain"))
+        .where(~exists().where(Entry.item_id == Slot.item_id, Entry.user_id == user_id))
+        .where(~exists().where(own.item_id == Slot.item_id, own.holder_id == user_id))
         .limit(1)
         .with_for_update(of=Slot, skip_locked=True)
     )
@@ -121,59 +155,62 @@ def _unmet(user: User) -> Select[Any]:
 # ---- checks: gold items, and own items again ---------------------------------------------------
 
 
-def _check_due(session: Session, user: User, domain: str) -> Slot | None:
+def _check_due(session: Session, user: User, domain: str, batches: Sequence[Batch]) -> Slot | None:
     """A new slot for a gold or repeated item, when it is this annotator's turn for one."""
-    batch = session.scalars(
-        select(Batch)
-        .where(Batch.state == BatchState.open, Batch.check_every > 0)
-        .order_by(Batch.week.desc())
-        .limit(1)
-    ).one_or_none()
+    batch = next((batch for batch in reversed(batches) if batch.check_every), None)
     if batch is None:
         return None
-    num_labels = session.scalar(
-        select(func.count(Entry.id))
-        .join(Item, Entry.item_id == Item.id)
-        .where(Entry.user_id == user.id, Entry.kind == EntryKind.label)
-        .where(Item.week == batch.week, Item.domain == domain)
-    )
+    place = {"user_id": user.id, "week": batch.week, "domain": domain}
+    num_labels = session.scalar(_num_labels(), place)
     turn, rest = divmod((num_labels or 0) + 1, batch.check_every)
     if rest:
         return None
-    kinds = [_gold_item(user, batch, domain), _item_to_repeat(user, batch, domain)]
+    kinds = [_gold_item(), _item_to_repeat()]
     purposes = [SlotPurpose.gold, SlotPurpose.repeat]
     for i in (turn + 1) % 2, turn % 2:  # in turn, gold first; the other where there is none
-        item = session.scalars(kinds[i]).first()
+        item = session.scalars(kinds[i], place).first()
         if item is not None:
             return _add_slot(session, item, purposes[i])
     return None
 
 
-def _gold_item(user: User, batch: Batch, domain: str) -> Select[Any]:
+@cache
+def _num_labels() -> Select[Any]:
+    return (
+        select(func.count(Entry.id))
+        .join(Item, Entry.item_id == Item.id)
+        .where(Entry.user_id == bindparam("user_id"), Entry.kind == EntryKind.label)
+        .where(_is_of_batch())
+    )
+
+
+@cache
+def _gold_item() -> Select[Any]:
     own = aliased(Slot)
     return (
         select(Item)
-        .where(Item.week == batch.week, Item.domain == domain, ~Item.is_retired)
-        .where(Item.gold_pick.is_not(None))
-        .where(~exists().where(own.item_id == Item.id, own.holder_id == user.id))
+        .where(_is_of_batch(), ~Item.is_retired, Item.gold_pick.is_not(None))
+        .where(~exists().where(own.item_id == Item.id, own.holder_id == bindparam("user_id")))
         .order_by(Item.position)
         .limit(1)
         .with_for_update(of=Item)
     )
 
 
-def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[Any]:
+@cache
+def _item_to_repeat() -> Select[Any]:
     """The item that this annotator labelled longest ago and has not seen again."""
     repeated = aliased(Slot)
+    user_id = bindparam("user_id")
     return (
         select(Item)
         .join(Entry, Entry.item_id == Item.id)
-        .where(Item.week == batch.week, Item.domain == domain, ~Item.is_retired)
-        .where(Entry.user_id == user.id, current_labels(), Entry.purpose == SlotPurpose.collect)
+        .where(_is_of_batch(), ~Item.is_retired)
+        .where(Entry.user_id == user_id, current_labels(), Entry.purpose == SlotPurpose.collect)
         .where(
             ~exists().where(
                 repeated.item_id == Item.id,
-                repeated.holder_id == user.id,
+                repeated.holder_id == user_id,
                 repeated.purpose == SlotPurpose.repeat,
             )
         )
@@ -181,6 +218,10 @@ def _item_to_repeat(user: User, batch: Batch, domain: str) -> Select[Any]:
         .limit(1)
         .with_for_update(of=Item)
     )
+
+
+def _is_of_batch() -> ColumnElement[bool]:
+    return and_(Item.week == bindparam("week"), Item.domain == bindparam("domain"))
 
 
 def _add_slot(session: Session, item: Item, purpose: SlotPurpose) -> Slot:

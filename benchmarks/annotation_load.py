@@ -38,6 +38,9 @@ from annotation.storage.schema import Entry, Role, SlotPurpose
 from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
+_PATIENCE_SECONDS = 300
+"""On a machine that has much else to do, a killed server is back only after a while."""
+
 MUST_BE_NONE = ("items_given_to_two", "acknowledged_and_lost", "items_labelled_twice")
 
 
@@ -51,12 +54,14 @@ def main() -> None:
         server = _Server(url)
         stop = threading.Event()
         killer = threading.Thread(target=server.kill_every, args=(options.kill_every, stop))
-        killer.start()
         try:
-            tallies = _work(server.url, tokens, options.seconds, options.think)
+            people = _people(server.url, tokens)
+            killer.start()
+            tallies = _work(people, options.seconds, options.think)
         finally:
             stop.set()
-            killer.join()
+            if killer.is_alive():
+                killer.join()
             server.stop()
         findings = _findings(database, tallies)
         database.close()
@@ -102,14 +107,20 @@ def _comparison(number: int) -> dict:
     }
 
 
-def _work(url: str, tokens: list[str], seconds: float, think: float) -> list[Tally]:
-    """Everybody logs in; then all work until the time is over."""
+def _people(url: str, tokens: list[str]) -> list[SimulatedAnnotator]:
+    """All logged in."""
+    settings = AnnotatorSettings()
     people = [
-        SimulatedAnnotator(url, token, number, AnnotatorSettings(), seed=0)
+        SimulatedAnnotator(url, token, number, settings, 0, _PATIENCE_SECONDS)
         for number, token in enumerate(tokens)
     ]
     for person in people:
         person.register()
+    return people
+
+
+def _work(people: list[SimulatedAnnotator], seconds: float, think: float) -> list[Tally]:
+    """All work until the time is over."""
     deadline = time.monotonic() + seconds
 
     def work(number: int) -> Tally:

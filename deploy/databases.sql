@@ -1,2 +1,3 @@
--- Prefect's database is the one that the image makes; MLflow has its own.
+-- Prefect's database is the one that the image makes; MLflow and the annotation page have their own.
 CREATE DATABASE mlflow;
+CREATE DATABASE annotation;

@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.events import emit_event
 from prefect.runtime import flow_run, task_run
+from rich.console import Console
 
 from data_contracts.store import Store
 from flows import progress
@@ -23,6 +24,7 @@ from flows.gates import Verdict
 from flows.graph import base_nodes, version_label, version_nodes
 from flows.progress import RateMeter, Snapshot, Terminal, duration, read_snapshot
 from flows.runner import NodeResult, Walk
+from flows.standing.automations import GATE_FAILED, STAGE_STALLED
 
 LOG = logging.getLogger(__name__)
 
@@ -64,12 +66,14 @@ def publish_gates(verdict: Verdict) -> None:
         description=f"Gates of {label}: champions are {', '.join(verdict.promoted()) or 'unmoved'}",
         table=[gate.model_dump() for gate in verdict.gates],
     )
-    failed = [gate for gate in verdict.gates if not gate.passed]
-    if failed:
+    if failed := verdict.failed():
         emit_event(
-            event="rlhf.gate.failed",
+            event=GATE_FAILED,
             resource={"prefect.resource.id": f"rlhf.iteration.{label}"},
-            payload={"gates": [gate.model_dump() for gate in failed]},
+            payload={
+                "text": f"{label} did not pass: {'; '.join(map(str, failed))}",
+                "gates": [gate.model_dump() for gate in failed],
+            },
         )
 
 
@@ -110,31 +114,86 @@ def _dashed(text: str) -> str:
 
 
 class ReportingTerminal(Terminal):
-    """Shows progress on the terminal and, of a stage that takes long, on the Prefect page."""
+    """Shows progress on the terminal and, of a stage that takes long, on the Prefect page.
+
+    Tells of a stage that has not moved for `stalled_minutes`.
+    """
+
+    def __init__(self, stalled_minutes: float, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._stalled_minutes = stalled_minutes
 
     @contextmanager
     def watching(
         self, label: str, store: Store, key: str, on_tick: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
         """See Terminal."""
-        artifact = _ProgressArtifact(label, store, key)
+        artifact = _ProgressArtifact(label)
+        stall = StallWatch(label, self._stalled_minutes)
+        began = time.time()
 
         def tick() -> None:
             on_tick()
-            artifact.update_sometimes()
+            snapshot = read_snapshot(store, key, began)
+            stall.look(snapshot)
+            artifact.update_sometimes(snapshot)
 
         with super().watching(label, store, key, on_tick=tick):
             yield
         artifact.finish()
 
 
+class StallWatch:
+    """Emits one event when a stage has not moved for a while; made in the thread of the task."""
+
+    def __init__(self, label: str, minutes: float) -> None:
+        self._label = label
+        self._minutes = minutes
+        self._related = _own_run()
+        self._last: Snapshot | None = None
+        self._moved_at = time.monotonic()
+        self._has_told = False
+
+    def look(self, snapshot: Snapshot | None) -> None:
+        """Take the newest progress, if there is any yet."""
+        if snapshot != self._last:
+            self._last, self._moved_at, self._has_told = snapshot, time.monotonic(), False
+        elif not self._has_told and time.monotonic() - self._moved_at >= 60 * self._minutes:
+            self._has_told = True
+            self._tell()
+
+    def _tell(self) -> None:
+        last = self._last
+        where = f"{last.done:,} of {last.total:,} {last.unit}s" if last else "its beginning"
+        emit_event(
+            event=STAGE_STALLED,
+            resource={"prefect.resource.id": f"rlhf.stage.{_dashed(self._label)}"},
+            related=self._related,
+            payload={
+                "text": f"{self._label} has stood at {where} for {self._minutes:g} minutes",
+                "minutes": self._minutes,
+            },
+        )
+
+
+def _own_run() -> list[dict[str, str]]:
+    """This flow run, for events that are emitted where Prefect does not know it."""
+    if flow_run.id is None:
+        return []
+    return [
+        {
+            "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
+            "prefect.resource.role": "flow-run",
+            "prefect.resource.name": str(flow_run.name),
+        }
+    ]
+
+
 class _ProgressArtifact:
     """One stage's progress, made with its first update; made in the thread of the task."""
 
-    def __init__(self, label: str, store: Store, key: str) -> None:
+    def __init__(self, label: str) -> None:
         self._label = label
-        self._store = store
-        self._key = key
         # the polling thread has no run context of Prefect's
         self._flow_run = flow_run.id
         self._task_run = task_run.id
@@ -144,9 +203,8 @@ class _ProgressArtifact:
         self._artifact: UUID | None = None
         self._is_broken = False
 
-    def update_sometimes(self) -> None:
+    def update_sometimes(self, snapshot: Snapshot | None) -> None:
         """Show the newest progress, at most every PAGE_SECONDS."""
-        snapshot = read_snapshot(self._store, self._key, self._began)
         if snapshot is None:
             return
         self._meter.add(snapshot)

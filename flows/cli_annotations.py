@@ -42,9 +42,9 @@ FormatOption = Annotated[
 
 
 def _database(where: Places, url: str | None) -> "Database":
-    from flows.label_weeks import annotation_database
+    from annotation.storage.database import home_database
 
-    return annotation_database(where, url)
+    return home_database(where.local / "annotation", url)
 
 
 @app.command()
@@ -65,10 +65,14 @@ def serve(
     from annotation.settings import AnnotationSettings
     from annotation.web.app import create_app
     from annotation.web.visitors import Service
-    from flows.recipe import parse_file
 
+    given = {}
+    if settings:  # a recipe's parser brings torch with it: the page comes back sooner without
+        from flows.recipe import parse_file
+
+        given = parse_file(settings)
     try:
-        chosen = AnnotationSettings.model_validate(parse_file(settings) if settings else {})
+        chosen = AnnotationSettings.model_validate(given)
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
         raise UserError(f"{settings} has no valid {fields}", "Correct these settings") from None
@@ -307,7 +311,7 @@ def simulate(
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return file.read_bytes().decode("utf-8-sig")  # line ends in a CSV's texts stay as they are
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file} cannot be read: {type(error).__name__}", "Correct the path; files are UTF-8"

@@ -27,6 +27,14 @@ _DOWN_SECONDS = 180.0
 
 CronOption = Annotated[str, typer.Option("--cron", help="When the weekly iteration starts.")]
 TimeZoneOption = Annotated[str, typer.Option("--timezone", help="Of --cron.")]
+WebhookOption = Annotated[
+    str,
+    typer.Option(
+        "--webhook",
+        envvar="RLHF_WEBHOOK",
+        help="URL that is told of failed, crashed, late and stalled runs, and of failed gates.",
+    ),
+]
 WEEKLY = "0 3 * * 1"
 
 
@@ -44,6 +52,7 @@ def up(
     annotation_port: Annotated[int, typer.Option("--annotation-port", min=1, max=65535)] = 8400,
     cron: CronOption = WEEKLY,
     timezone: TimeZoneOption = "UTC",
+    webhook: WebhookOption = "",
 ) -> None:
     """Start Prefect, MLflow, the annotation page and the workers, and keep them until Ctrl-C.
 
@@ -65,9 +74,10 @@ def up(
 
     state.refuse_second(where)
     _check_schedule(cron, timezone)
+    _check_webhook(webhook)
     at.check(secret)
     from flows.occupied import claim
-    from flows.standing.programs import POOLS, environment_of, schedule_variables
+    from flows.standing.programs import POOLS, environment_of, stage_pools, user_variables
     from flows.standing.up import Servers
 
     if chosen.data_dir is None:  # workers run in folders of their own
@@ -81,18 +91,21 @@ def up(
             f"Prefect      {at.prefect}",
             f"MLflow       {at.mlflow}",
             f"Annotation   {at.annotation}",
-            f"Workers      {', '.join(POOLS)}",
+            f"Workers      {', '.join(pools)}",
             f"Schedule     {cron} ({timezone}), rlhf-iteration/weekly",
             f"Logs         {where.local / 'logs'}",
             "Ctrl-C or `rlhf down` ends all of it.",
         ):
             console.print(line, soft_wrap=True, markup=False)
 
-    environment = environment_of(where, at, secret, schedule_variables(cron, timezone))
+    pools = [*POOLS, *stage_pools(chosen)]
+    environment = environment_of(where, at, secret, user_variables(cron, timezone, webhook))
     console.print(f"Starting the servers of {where.home} …", soft_wrap=True, markup=False)
-    Servers(where, at, environment, say=lambda line: console.print(line, markup=False)).run(
-        announce
-    )
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    Servers(where, at, pools, environment, say).run(announce)
 
 
 @paragraphs
@@ -114,6 +127,7 @@ def deploy(
     home: HomeOption = None,
     cron: CronOption = WEEKLY,
     timezone: TimeZoneOption = "UTC",
+    webhook: WebhookOption = "",
 ) -> None:
     """Make the work pools and register the deployments at the server of PREFECT_API_URL.
 
@@ -128,20 +142,22 @@ def deploy(
         )
     chosen_recipe(recipe, None, where, None, None, None, None)
     _check_schedule(cron, timezone)
+    _check_webhook(webhook)
     prepare(where)
-    from flows.standing.programs import schedule_variables
+    from flows.standing.programs import user_variables
 
     is_file = recipe is not None and Path(recipe).expanduser().exists()
     named = str(Path(recipe).expanduser().absolute()) if recipe and is_file else recipe
     os.environ |= {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": named or str(where.recipe),
-        **schedule_variables(cron, timezone),
+        "RLHF_FLOW_COMMAND": "",  # a worker elsewhere has another Python, or a container
+        **user_variables(cron, timezone, webhook),
     }
     from flows.standing.deployments import main
 
     with server_errors_explained(where):
-        main()
+        main(heartbeats=True)
 
 
 def _check_schedule(cron: str, timezone: str) -> None:
@@ -157,6 +173,12 @@ def _check_schedule(cron: str, timezone: str) -> None:
         raise UserError(
             f"There is no time zone {timezone!r}", "Write for instance UTC or Europe/London"
         ) from None
+
+
+def _check_webhook(url: str) -> None:
+    """Raise UserError for what is plainly no address."""
+    if url and not re.fullmatch(r"https?://[^\s/]+\S*", url):
+        raise UserError(f"--webhook {url!r} is no address", "Write http://… or https://…")
 
 
 def _absolute(where: Places) -> Places:

@@ -150,9 +150,11 @@ def gc(
     """
     from flows.garbage import find_garbage
     from flows.garbage import remove as remove_garbage
+    from flows.server import use_standing
     from flows.tracking import registered_digests
 
     where = places(home)
+    use_standing(where)  # its MLflow may have another database than the home's
     with _at_rest(where) as store:
         registered = registered_digests(where)
         garbage = find_garbage(store, registered, _planned(where, store), older_than)

@@ -7,10 +7,12 @@ half of the prompts, and the interval of its safety win rate reaches one half.
 The independent judge decides where there is one, else the reward models.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from data_contracts.base import Contract
+from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Store
@@ -33,12 +35,23 @@ class Gate(Contract):
     limit: float
     passed: bool
 
+    def __str__(self) -> str:
+        return f"{self.model}: {self.condition} ({self.measured:.3f}, limit {self.limit:.3f})"
+
 
 class Verdict(Contract):
     """All gates of an iteration."""
 
     version: int
     gates: tuple[Gate, ...]
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that stand for this very verdict."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def failed(self) -> list[Gate]:
+        """The gates that hold a model back."""
+        return [gate for gate in self.gates if not gate.passed]
 
     def promoted(self) -> list[str]:
         """Models of which every gate is passed."""
@@ -68,6 +81,39 @@ def record(store: Store, verdict: Verdict) -> None:
     """Keep a verdict in the home: gates/v3.json."""
     name = f"gates/{version_label(verdict.version)}.json"
     store.write(name, verdict.model_dump_json(indent=2).encode())
+
+
+class Override(Contract):
+    """Models that a person has made champions although a gate failed, or refused to."""
+
+    version: int
+    verdict: str
+    """Its digest."""
+    promoted: dict[str, str]
+    """Digest of each model, by registered name."""
+    by: str
+    reason: str
+    at: str
+    """UTC, ISO 8601."""
+
+
+def read_verdict(store: Store, version: int) -> Verdict:
+    """The verdict on an iteration as it was recorded last.
+
+    Raises UserError when there is none.
+    """
+    content = store.read(f"gates/{version_label(version)}.json")
+    if content is None:
+        raise UserError(
+            f"RLHF-V{version} has not been judged in {store.home}", "Run the iteration to its end"
+        )
+    return Verdict.model_validate_json(content)
+
+
+def record_override(store: Store, override: Override) -> None:
+    """Keep a person's decision in the home: gates/v3-override.json."""
+    name = f"gates/{version_label(override.version)}-override.json"
+    store.write(name, override.model_dump_json(indent=2).encode())
 
 
 def _reward_model_gates(heads: Heads, version: int, domain: Domain) -> list[Gate]:

@@ -1,18 +1,22 @@
 """The Prefect flow of one iteration, RLHF-Vn: from sampling pairs to evaluation."""
 
+import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 from data_contracts.artifacts import ArtifactRef
 from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
 from flows.environment import places, prepare
-from flows.gates import judge, record
+from flows.gates import Verdict, judge, record
 from flows.graph import BASE, Node, NodeId, Output, base_nodes, version_label, version_nodes
 from flows.label_weeks import delivery_file, publish_comparisons
 from flows.models import MODEL, model_nodes
@@ -22,10 +26,13 @@ from flows.pins import pin, read_pins
 from flows.planner import head_manifest
 from flows.recipe import Recipe, load_recipe, validated
 from flows.runner import NodeResult, Walk
+from flows.stage_runs import on_pools
 from flows.tasks import run_task
 
+LOG = logging.getLogger(__name__)
 SKIPPED = "Skipped"
 AWAITING_LABELS = "AwaitingLabels"
+ASK = "gate-override/ask"
 
 
 def _flow_run_name() -> str:
@@ -129,12 +136,31 @@ def pass_gates(walk: Walk, version: int) -> None:
     verdict = judge(walk.store, walk.ledger, version)
     record(walk.store, verdict)
     publish_gates(verdict)
+    walk.tracker.promote(version, model_digests(walk, version, verdict.promoted()))
+    if verdict.failed() and deployment.id:
+        ask_for_override(verdict)
+
+
+def model_digests(walk: Walk, version: int, names: Iterable[str]) -> dict[str, str]:
+    """Digest of each of an iteration's models, by the name that it is registered under."""
     models = model_nodes(walk.ledger, version)
-    digests = {
-        name: walk.resolve(Output(NodeId(version, models[name]), MODEL)).digest
-        for name in verdict.promoted()
+    return {
+        name: walk.resolve(Output(NodeId(version, models[name]), MODEL)).digest for name in names
     }
-    walk.tracker.promote(version, digests)
+
+
+def ask_for_override(verdict: Verdict) -> None:
+    """Let a person decide on the models that did not pass, once for each verdict: see override."""
+    try:
+        run_deployment(
+            ASK,
+            parameters={"iteration": verdict.version, "verdict": verdict.digest()},
+            timeout=0,
+            idempotency_key=f"gates:{verdict.digest()}",
+            as_subflow=False,
+        )
+    except ObjectNotFound:
+        LOG.warning("Nobody is asked about the gates: there is no deployment %s", ASK)
 
 
 def open_walk(
@@ -145,7 +171,8 @@ def open_walk(
     where = places(home)
     prepare(where)
     refs = {name: ArtifactRef.model_validate(ref) for name, ref in (pinned or {}).items()}
-    return Walk(typed, where, refs, ReportingTerminal())
+    terminal = ReportingTerminal(typed.launch.stalled_minutes)
+    return Walk(typed, where, refs, terminal, on_pools if deployment.id else None)
 
 
 def as_recipe(recipe: str | dict[str, Any] | Recipe) -> Recipe:

@@ -14,7 +14,8 @@ from annotation.batches import (
     publish,
 )
 from annotation.refusals import NotThereError
-from annotation.storage.database import Database, open_database, sqlite_url
+from annotation.storage.database import Database, home_database
+from data_contracts.durable import sync_folder
 from data_contracts.parquet import read_table, write_table
 from data_contracts.tables import COMPARISONS, PREFERENCES
 from flows.environment import Places
@@ -22,13 +23,10 @@ from flows.graph import NodeId, Output, preference_nodes
 from flows.recipe import Recipe
 from flows.runner import Walk
 
-DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
 
-
-def annotation_database(where: Places, url: str | None = None) -> Database:
-    """The database that a URL, or else the environment, names; else the home's SQLite file."""
-    chosen = url or os.environ.get(DATABASE_VARIABLE)
-    return open_database(chosen or sqlite_url(where.local / "annotation" / "annotation.db"))
+def annotation_database(where: Places) -> Database:
+    """The database of a home's labels."""
+    return home_database(where.local / "annotation")
 
 
 def delivery_file(recipe: Recipe, version: int) -> Path | None:
@@ -75,9 +73,16 @@ def progress_of(where: Places, version: int) -> Progress | None:
 
 
 def deliver_labels(database: Database, week: int, file: Path, test_fraction: float) -> int:
-    """Close a week and write its labels; returns how many. What comes later is for the next."""
+    """Close a week and write its labels; returns how many. What comes later is for the next.
+
+    The rows are on the disk and checked before they count as delivered, and get their name only
+    after that. Killed in between, there is no file, and doing it again writes the same rows; the
+    other way round a file would hold labels that go out once more with the next week.
+    """
+    staged = file.with_name(f".{file.name}.staged")
     with database.writing() as session:
         rows = preference_rows(deliver(session, week, datetime.now(UTC)), week, test_fraction)
-        # inside: labels count as delivered only once the file is on the disk
-        write_table(file, rows, PREFERENCES)
+        write_table(staged, rows, PREFERENCES)
+    os.replace(staged, file)
+    sync_folder(file.parent)
     return len(rows)

@@ -37,6 +37,7 @@ from stages.tokenize_corpus import TokenizeCorpusSettings
 from stages.tokenizer import TokenizerSettings
 
 _MOST_PROBLEMS_SHOWN = 3
+_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class LaunchSettings(Contract):
@@ -55,13 +56,28 @@ class LaunchSettings(Contract):
     user has to mend is not tried again."""
     timeout_minutes: dict[str, float] = {}
     """How long one attempt may take, by stage name; no limit for the others."""
+    patience_minutes: float | None = Field(default=None, gt=0)
+    """How long ranks wait for one another before the attempt fails: 120 when it is not given. With
+    several machines set it to less, but to more than rank 0 needs to hash and publish a model."""
+    stalled_minutes: float = Field(default=30, gt=0)
+    """A stage that has not moved for so long is told of (event rlhf.stage.stalled); it goes on."""
+    pools: dict[str, str] = {}
+    """Prefect work pool of single stages, by stage name. A worker's run hands such a stage to the
+    deployment run-stage/POOL and waits; `rlhf run` and `rlhf stage` run it where they are."""
 
-    @field_validator("by_stage", "timeout_minutes")
+    @field_validator("by_stage", "timeout_minutes", "pools")
     @classmethod
     def _names_stages(cls, value: dict[str, Any]) -> dict[str, Any]:
         known = {module.name for module in pkgutil.iter_modules(stages.__path__)}
         if unknown := sorted(value.keys() - known):
             raise ValueError(f"there is no stage {unknown[0]}")
+        return value
+
+    @field_validator("pools")
+    @classmethod
+    def _names_pools(cls, value: dict[str, str]) -> dict[str, str]:
+        if wrong := [pool for pool in value.values() if not _POOL_NAME.fullmatch(pool)]:
+            raise ValueError(f"{wrong[0]!r} is no name of a pool: letters, digits and - _ . only")
         return value
 
     def of(self, stage: str) -> Launch:
@@ -75,6 +91,7 @@ class LaunchSettings(Contract):
             timeout_seconds=seconds,
             num_processes=self.by_stage.get(stage, self.num_processes),
             hostfile=self.hostfile,
+            patience_minutes=self.patience_minutes,
             num_threads=self.num_threads,
         )
 

@@ -22,6 +22,10 @@ from stages.evaluate import BEFORE_PPO, STUDENT
 NONE = "–"
 _JUDGES = ("gold", "reward_model")
 """Whose win rates are shown: the first that a table has."""
+_MEASURES = {
+    "false_refusal": "Harmless prompts refused",
+    "retention": "Instruction of turn 1 kept (Table 30)",
+}
 
 
 def print_report(
@@ -66,6 +70,7 @@ def report_tables(recipe: Recipe, heads: Heads) -> list[Table]:
     """The tables that there is something to say in."""
     newest = recipe.num_versions
     tables = [versions_table(newest, heads)]
+    tables += rates_tables(heads.rows(newest, "evaluate", "rates"))
     accuracies = [
         row
         for domain in Domain
@@ -103,6 +108,22 @@ def versions_table(newest: int, heads: Heads) -> Table:
             label, *scores, ended, *(_win_rate(win_rates, label, d, judge) for d in Domain)
         )
     return table
+
+
+def rates_tables(rates: Sequence[dict[str, Any]]) -> list[Table]:
+    """A table for each measure, versions down and groups across, with 95 % intervals."""
+    tables = []
+    for measure, title in _MEASURES.items():
+        found = {(r["version"], r["group"]): r for r in rates if r["measure"] == measure}
+        groups = list(dict.fromkeys(group for _, group in found))
+        table = Table(title=title)
+        for header in ("version", *groups):
+            table.add_column(header, justify="left" if header == "version" else "right")
+        for version in dict.fromkeys(version for version, _ in found):
+            table.add_row(version, *(_rate(found.get((version, group))) for group in groups))
+        if found:
+            tables.append(table)
+    return tables
 
 
 def cross_table(accuracies: Sequence[dict[str, Any]]) -> Table:
@@ -210,6 +231,12 @@ def _win_rate(
         if (row["version"], row["opponent"], row["domain"], row["judge"]) == wanted:
             return f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     return NONE
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return NONE
+    return f"{row['rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _accuracy(row: dict[str, Any] | None) -> str:

@@ -75,9 +75,24 @@ def accuracy_by_version(record: RunRecord) -> Drawing:
             _intervals(axes, rows, "accuracy", domain)
         axes.axhline(0.5, color="grey", linewidth=0.8)
         axes.set(ylim=(0, 1), xlabel="preferences up to", ylabel="accuracy on held-out pairs")
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
 
     return draw(plot, size=(6.5, 3.4))
+
+
+def calibration(rows: Sequence[dict[str, Any]]) -> Drawing:
+    """What reward models predict against what people said (Figure 29)."""
+
+    def plot(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        for model, event in dict.fromkeys((row["reward_model"], row["event"]) for row in rows):
+            own = [row for row in rows if (row["reward_model"], row["event"]) == (model, event)]
+            points = [row | {"version": row["predicted"]} for row in own]
+            _errorbar(axes, points, "observed", f"{model} model: {event}", "o")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted", ylabel="share that was so")
+        axes.legend(loc="upper left")
+
+    return draw(plot, size=(5.0, 4.2))
 
 
 def scores_by_version(record: RunRecord) -> Drawing:

@@ -10,6 +10,7 @@ from data_contracts.store import Manifest
 from flows import run_figures as figures
 from flows.environment import Places
 from flows.graph import BASE, policy_label, version_label
+from flows.judgements import all_games
 from flows.models import list_models
 from flows.pages.page import (
     Answer,
@@ -44,6 +45,7 @@ def run_page(record: RunRecord, product: str, where: Places) -> Page:
         for title, blocks in (
             ("Versions", list(_versions(record))),
             ("Strength", list(_strengths(record))),
+            ("People and outside judges", list(_judgements(record))),
             ("Scores", list(_scores(record))),
             ("Reward models", list(_reward_models(record))),
             ("Gates", list(_gates(record))),
@@ -87,7 +89,7 @@ def _versions(record: RunRecord) -> Iterator[Block]:
     if not record.labels:
         return
     for judge in record.judges:
-        rows = [row for version in record.labels[1:] for row in _rows_of(record, version, judge)]
+        rows = [row for v in record.all_labels[1:] for row in _rows_of(record, v, judge)]
         if rows:
             yield Table(
                 ["version", "against", *(d.value for d in Domain)],
@@ -123,19 +125,22 @@ def _rows_of(record: RunRecord, version: str, judge: str) -> Iterator[list[Cell]
 def _strengths(record: RunRecord) -> Iterator[Block]:
     """Bradley-Terry over all pairs of versions on the same prompts."""
     found = {
-        f"{domain.value}, {judge_name(judge)}": played
+        f"{domain.value}, {judge_name(judge)}": strength
         for judge, column in ((GOLD, "gold_{}"), (REWARD_MODEL, "{}_score"))
         for domain in Domain
-        if (played := _strength(record, domain, column.format(domain.value)))
+        if (strength := _strength(_games(record, domain, column.format(domain.value))))
     }
+    for (judge, domain), games in all_games(record.judgements).items():
+        if strength := _strength(games):
+            found[f"{domain}, {judge}"] = strength
     if not found:
         return
     rows = [
-        [label, *(_elo(series, version) for version in record.labels)]
+        [label, *(_elo(series, version) for version in record.all_labels)]
         for label, series in found.items()
     ]
     yield Table(
-        ["judged by", *record.labels],
+        ["judged by", *record.all_labels],
         rows,
         "Bradley-Terry strength on Elo's scale, 95 % intervals by bootstrap over prompts",
     )
@@ -146,20 +151,70 @@ def _strengths(record: RunRecord) -> Iterator[Block]:
     )
 
 
-def _strength(record: RunRecord, domain: Domain, column: str) -> list[Strength]:
+def _strength(games: list[Game]) -> list[Strength]:
+    """None where SFT is not among the versions, or where some have never met."""
+    try:
+        return strengths(games, _SFT, num_resamples=400) if games else []
+    except ValueError:
+        return []
+
+
+def _games(record: RunRecord, domain: Domain, column: str) -> list[Game]:
     by_prompt: dict[str, dict[str, tuple[bool, float]]] = {}
     for row in record.evaluations:
         if row["domain"] == domain and row[column] is not None:
             ended = row["finished"] or column.startswith(GOLD)
             by_prompt.setdefault(row["prompt_id"], {})[row["version"]] = (ended, row[column])
-    games = [
+    return [
         Game(prompt, a, b, 0.5 if scores[a] == scores[b] else float(scores[a] > scores[b]))
         for prompt, scores in by_prompt.items()
-        for i, a in enumerate(record.labels)
-        for b in record.labels[:i]
+        for i, a in enumerate(record.all_labels)
+        for b in record.all_labels[:i]
         if a in scores and b in scores
     ]
-    return strengths(games, _SFT, num_resamples=400) if games else []
+
+
+def _judgements(record: RunRecord) -> Iterator[Block]:
+    """Beside the win rates above: the scale, agreement, and what became of each request."""
+    rows: list[list[Cell]] = []
+    for judgement in record.judgements:
+        for found in judgement.summaries:
+            scale = found["scale"]
+            rows.append(
+                [
+                    judgement.judge,
+                    f"{judgement.version} against {judgement.opponent}",
+                    found["row"]["domain"],
+                    f"[{found['bootstrap']['low']:.3f}, {found['bootstrap']['high']:.3f}]",
+                    f"{scale['mean']:+.2f} [{scale['low']:+.2f}, {scale['high']:+.2f}]",
+                    _coefficient(found["ac1"]),
+                    _coefficient(found["ac2"]),
+                ]
+            )
+    if not rows:
+        return
+    headers = ["judge", "versions", "domain", "win rate, bootstrap", "mean of −3 … 3"]
+    yield Table(
+        [*headers, "Gwet's AC1", "Gwet's AC2"],
+        rows,
+        "Win rates are with the versions; here their bootstrap intervals, the 7-point scale, and "
+        "how far raters agree",
+        text_columns=(1, 2),
+    )
+    for judgement in record.judgements:
+        told = ", ".join(
+            f"{name.removeprefix('num_').replace('_', ' ')} {value:,.4g}"
+            for name, value in judgement.counts.items()
+            if value is not None
+        )
+        versions = f"{judgement.version} against {judgement.opponent}"
+        yield Text(f"{judgement.judge}, {versions}, {judgement.at}: {told}.")
+
+
+def _coefficient(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return NONE
+    return f"{found['coefficient']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _scores(record: RunRecord) -> Iterator[Block]:
@@ -171,7 +226,7 @@ def _scores(record: RunRecord) -> Iterator[Block]:
         for domain in Domain
     }
     rows = []
-    for version in record.labels:
+    for version in record.all_labels:
         means = [mean_of(record, version, domain, column) for domain, column in columns.values()]
         ended = [row["finished"] for row in record.evaluations if row["version"] == version]
         cells = [f"{m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" if m else NONE for m in means]
@@ -197,6 +252,24 @@ def _scores(record: RunRecord) -> Iterator[Block]:
             [[family, *_family(record, family)] for family in families],
             "Gold score by task family: an average hides the skill that was lost",
         )
+    counted = {(r["measure"], r["group"], r["version"]): r for r in record.rates}
+    if counted:
+        versions = list(dict.fromkeys(row["version"] for row in record.rates))
+        yield Table(
+            ["share of answers", *versions],
+            [
+                [f"{measure.replace('_', ' ')}, {group}"]
+                + [_share(counted.get((measure, group, version))) for version in versions]
+                for measure, group in dict.fromkeys((m, g) for m, g, _ in counted)
+            ],
+            "Instructions of the first turn that are kept (Table 30), and harmless prompts refused",
+        )
+
+
+def _share(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return NONE
+    return f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}] n={row['num_answers']}"
 
 
 def _family(record: RunRecord, family: str) -> Iterator[str]:
@@ -234,6 +307,17 @@ def _reward_models(record: RunRecord) -> Iterator[Block]:
         "Accuracy on the model's own held-out set as preferences are added (Figure 6). Each "
         "version's set holds all batches so far, so it grows harder as the versions come closer.",
     )
+    yield from _calibration(record, newest)
+
+
+def _calibration(record: RunRecord, version: int) -> Iterator[Block]:
+    rows = [row for domain in Domain for row in record.calibration(version, domain)]
+    if rows:
+        yield Figure(
+            figures.calibration(rows),
+            f"Calibration of v{version}'s reward models on their own held-out sets (Figure 29): "
+            "how often the response that they prefer was chosen, or the one they call safe is.",
+        )
 
 
 def _gates(record: RunRecord) -> Iterator[Block]:

@@ -78,6 +78,16 @@ class RunRecord:
         ]
 
     @cached_property
+    def all_labels(self) -> list[str]:
+        """The same with models on the way, such as the newest one before PPO, at their places."""
+        return list(dict.fromkeys(row["version"] for row in self.evaluations))
+
+    @cached_property
+    def rates(self) -> list[dict[str, Any]]:
+        """Shares of answers that the newest evaluation counted: retention, false refusals."""
+        return [] if self.newest is None else self.table(self.newest, "evaluate", "rates")
+
+    @cached_property
     def win_rates(self) -> list[dict[str, Any]]:
         """Of the newest evaluation, and of every judgement by people or outside models."""
         own = [] if self.newest is None else self.table(self.newest, "evaluate", "win_rates")
@@ -107,6 +117,11 @@ class RunRecord:
     def accuracies(self, version: int, domain: Domain) -> list[dict[str, Any]]:
         """Of a version's reward model on every held-out set."""
         return self.table(version, reward_model_name(domain), "accuracies")
+
+    def calibration(self, version: int, domain: Domain) -> list[dict[str, Any]]:
+        """Of a version's reward model on its own held-out set, by bins of its prediction."""
+        rows = self.table(version, reward_model_name(domain), "calibration")
+        return [row for row in rows if row["test_set"] == domain]
 
     def verdict(self, version: int) -> Verdict | None:
         """The gates of a version, when they have been judged."""

@@ -1,10 +1,11 @@
 """Run one node: inputs from the ledger, the stage, the ledger's new head. Prefect's tasks and the
 command line both end here, so both agree on what is done."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.ledger import Ledger
@@ -16,7 +17,7 @@ from flows.progress import Terminal, duration
 from flows.recipe import Recipe
 from flows.tracking import Tracker
 from stages.runtime import stopping
-from stages.runtime.stage import run_stage, stage_module
+from stages.runtime.stage import StageResult, run_stage, stage_module
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Walk:
         where: Places,
         pinned: Mapping[str, ArtifactRef] | None = None,
         terminal: Terminal | None = None,
+        execute: "Execute | None" = None,
     ) -> None:
         self.recipe = recipe
         self.where = where
         self.store = Store.open(where.home)
         self.ledger = Ledger(self.store)
         self.terminal = terminal or Terminal()
+        self.execute = execute or run_here
         self.tracker = Tracker(recipe, where, self.store, warn=self.terminal.line)
         self.outputs: dict[str, ArtifactRef] = dict(pinned or {})
         """By `str(Output)`: "base/sft:model"."""
@@ -74,6 +77,16 @@ class Walk:
         )
 
 
+Execute = Callable[[Node, StageConfig, Walk, bool], StageResult]
+"""Runs the stage of a node; the last argument says whether by force."""
+
+
+def run_here(node: Node, config: StageConfig, walk: Walk, force: bool) -> StageResult:
+    """Run a stage in this process, or in ranks that it starts on this machine."""
+    launch = walk.recipe.launch.of(node.stage)
+    return run_stage(node.stage, config, walk.store, force=force, launch=launch)
+
+
 def run_node(node: Node, walk: Walk, *, force: bool = False) -> NodeResult:
     """Reuse or make a node's outputs, set the ledger's head, and say so on the terminal.
 
@@ -92,13 +105,7 @@ def run_node(node: Node, walk: Walk, *, force: bool = False) -> NodeResult:
     else:
         run = walk.tracker.begin(node, key, config)
         with walk.terminal.watching(label, walk.store, key, on_tick=run.flush_sometimes):
-            made = run_stage(
-                node.stage,
-                config,
-                walk.store,
-                force=force,
-                launch=walk.recipe.launch.of(node.stage),
-            )
+            made = walk.execute(node, config, walk, force)
         result = NodeResult(node, made.manifest, made.reused)
         walk.terminal.line(
             f"+ {label}: {'reused' if made.reused else duration(made.manifest.seconds)}, {key[:12]}"

@@ -53,7 +53,7 @@ def ensure_server(where: Places) -> str:
 
     Raises UserError when the server does not start, or the user's does not answer.
     """
-    given = os.environ.get(API_URL_VARIABLE) or _standing(where)
+    given = os.environ.get(API_URL_VARIABLE) or use_standing(where)
     if given:
         _wait_for_users(given)
         return given
@@ -74,8 +74,12 @@ def ensure_server(where: Places) -> str:
     return str(where.prefect_home / "prefect.db")
 
 
-def _standing(where: Places) -> str | None:
-    """The API of this home's standing servers; MLflow's records go to theirs, too."""
+def use_standing(where: Places) -> str | None:
+    """The API of the servers that `rlhf up` keeps for this home, if it does.
+
+    From now on this process reports to them, and to their MLflow: its database may be another than
+    the home's own.
+    """
     servers = state.read(where)
     if servers is None or not servers.ready:
         return None

@@ -40,6 +40,7 @@ LOG = logging.getLogger(__name__)
 KEY_TAG = "rlhf.stage_key"
 ITERATION_TAG = "rlhf.iteration"
 DIGEST_TAG = "rlhf.digest"
+PROMOTED_TAG = "rlhf.promoted_by"
 CHAMPION = "champion"
 """Alias of the version that the gates let through last."""
 FLUSH_SECONDS = 15.0
@@ -406,10 +407,10 @@ class Tracker:
     # --- registered models ---
 
     @_never_fails
-    def promote(self, version: int, digests: Mapping[str, str]) -> None:
-        """Make models of an iteration the champions, by name and digest.
+    def promote(self, version: int, digests: Mapping[str, str], why: str = "gates") -> None:
+        """Make models of an iteration the champions, by name and digest, and keep `why`.
 
-        Called by the gates alone. A champion of a later iteration stays.
+        Called by the gates, and by who overrides them. A champion of a later iteration stays.
         """
         for name, digest in digests.items():
             versions = self._client.search_model_versions(f"name = '{name}'")
@@ -422,6 +423,7 @@ class Tracker:
             if own and not is_later:
                 newest = max(own, key=lambda v: int(v.version))
                 self._client.set_registered_model_alias(name, CHAMPION, newest.version)
+                self._client.set_model_version_tag(name, newest.version, PROMOTED_TAG, why)
 
     def _register(self, node: Node, manifest: Manifest, run_id: str, store: Store) -> None:
         """A version of `policy`, `helpfulness-rm` or `safety-rm` when the node makes one."""

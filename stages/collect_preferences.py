@@ -165,7 +165,8 @@ def cut(config: Config, imported: pa.Table) -> pa.Table:
 def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Comparisons, turns, and the shares of ratings and safety labels of one batch."""
     counts = {"num_comparisons": float(len(rows))}
-    counts["mean_turns"] = sum(len(row["messages"]) for row in rows) / len(rows)
+    turns = sum(said["role"] == "user" for row in rows for said in row["messages"])
+    counts["mean_turns"] = turns / len(rows)  # as Table 6 counts: one for a single question
     for row in rows:
         for name in (f"domain/{row['domain']}", f"split/{row['split']}"):
             counts[name] = counts.get(name, 0.0) + 1

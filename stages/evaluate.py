@@ -21,6 +21,14 @@ from kernels.generation import Sampling
 from stages.models.batches import seed_from
 from stages.models.comparison import paired_difference, rate_row, win_rate_row
 from stages.models.dialogues import hold
+from stages.models.evaluation_figures import (
+    GOLD,
+    calibration_figure,
+    judged_twice,
+    retention_figure,
+    save,
+    win_rate_figure,
+)
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.retention import (
@@ -41,7 +49,6 @@ from stages.text.refusals import is_refusal
 
 VERSION = "3"
 
-GOLD = "gold"
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
 FALSE_REFUSAL = "false_refusal"
@@ -119,11 +126,12 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "evaluations": table_output(work, "evaluations", "evaluations", rows),
             "win_rates": table_output(work, "win_rates", "win_rates", win_rates),
             "rates": table_output(work, "rates", "rates", rates),
-            "figures": draw(work, win_rates, rates),
+            "figures": draw(work, rows, win_rates, rates),
         },
         {
             **mean_scores(rows),
             **gold_gains(config, rows),
+            **judge_agreement(rows),
             **win_rate_metrics(win_rates),
             **{f"{r['measure']}/{r['group']}/{r['version']}": r["rate"] for r in rates},
         },
@@ -302,6 +310,20 @@ def gold_gains(config: Config, rows: list[dict[str, Any]]) -> dict[str, float]:
     return metrics
 
 
+def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Rank correlation of the reward model's and the independent judge's scores, by domain, over
+    all versions' answers that ended."""
+    metrics = {}
+    for domain in Domain:
+        scores, gold = judged_twice(rows, domain)
+        if len(set(scores)) > 1 and len(set(gold)) > 1:
+            from scipy.stats import spearmanr  # here, since it takes a second
+
+            correlation, _ = spearmanr(scores, gold)
+            metrics[f"judge_agreement/{domain}"] = float(correlation)
+    return metrics
+
+
 def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
     """Win rates under names that MLflow can chart."""
     return {
@@ -311,64 +333,21 @@ def win_rate_metrics(win_rates: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def draw(
-    work: WorkDir, win_rates: list[dict[str, Any]], rates: list[dict[str, Any]]
+    work: WorkDir,
+    rows: list[dict[str, Any]],
+    win_rates: list[dict[str, Any]],
+    rates: list[dict[str, Any]],
 ) -> tuple[Path, str]:
-    """Win rate against SFT by version (Figure 11), and kept instructions by turn (Table 30)."""
+    """Every figure that there is something to show in."""
     folder = work.output("figures")
     if work.rank.is_main:
-        from matplotlib.figure import Figure  # here, since it takes a second
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        judges = sorted({r["judge"] for r in win_rates})
-        for domain in Domain:
-            for name in judges:
-                series = [
-                    r
-                    for r in win_rates
-                    if (r["domain"], r["judge"], r["opponent"]) == (domain, name, REFERENCE_VERSION)
-                ]
-                label = f"{domain}, {name.replace('_', ' ')}"
-                _plot_series(axes, series, "version", "win_rate", label, name == GOLD)
-        axes.axhline(0.5, color="grey", linewidth=0.8)
-        axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
-        axes.legend(fontsize="small")
-        _save(figure, folder / "win_rates.png")
-        kept = [r for r in rates if r["measure"] == RETENTION]
-        if kept:
-            figure = Figure(figsize=(7, 4), layout="constrained")
-            axes = figure.subplots()
-            for version in dict.fromkeys(r["version"] for r in kept):
-                series = [r for r in kept if r["version"] == version]
-                _plot_series(axes, series, "group", "rate", version, True)
-            axes.set(ylim=(0, 1.02), ylabel="kept", title="Instruction of turn 1 kept, 95 %")
-            axes.legend(fontsize="small")
-            _save(figure, folder / "retention.png")
+        series = [r for r in win_rates if r["opponent"] == REFERENCE_VERSION]
+        save(win_rate_figure(series), folder / "win_rates.png")
+        if any(judged_twice(rows, domain)[0] for domain in Domain):
+            save(calibration_figure(rows), folder / "calibration.png")
+        if kept := [r for r in rates if r["measure"] == RETENTION]:
+            save(retention_figure(kept), folder / "retention.png")
     return folder, "figures"
-
-
-def _save(figure: Any, path: Path) -> None:
-    # a fixed "Software" field would name matplotlib's version in the artifact's digest
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def _plot_series(
-    axes: Any, series: list[dict[str, Any]], along: str, value: str, label: str, solid: bool
-) -> None:
-    if not series:
-        return
-    rates = np.array([r[value] for r in series])
-    low = rates - [r["low"] for r in series]
-    high = [r["high"] for r in series] - rates
-    axes.errorbar(
-        [r[along] for r in series],
-        rates,
-        yerr=np.abs(np.stack([low, high])),
-        marker="o",
-        capsize=3,
-        linestyle="-" if solid else "--",
-        label=label,
-    )
 
 
 if __name__ == "__main__":

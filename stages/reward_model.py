@@ -7,6 +7,7 @@ Helpfulness and safety are two models from this one file; `domain` tells them ap
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +18,10 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.ratings import MARGINS, Domain
+from kernels.attention import Documents
 from kernels.heads import RewardModel
 from kernels.losses import ranking_loss, safety_auxiliary_loss
+from stages.models import normalisation
 from stages.models.batches import seed_from, share_of_rank, shuffled
 from stages.models.calibration import (
     calibration_error,
@@ -27,6 +30,7 @@ from stages.models.calibration import (
     length_bias,
 )
 from stages.models.folders import load_policy, load_scorer, save_scorer
+from stages.models.normalisation import Normalisation, normalised
 from stages.models.pairs import (
     OverlongPair,
     Pair,
@@ -48,6 +52,8 @@ from stages.runtime.throughput import Meter
 from stages.text.tokenizer import Tokenizer
 
 VERSION = "1"
+NORMALISATION_PAIRS = 2000
+"""Training pairs from which the scores' level and scale are read."""
 
 
 class RewardModelSettings(CheckpointSettings):
@@ -77,6 +83,9 @@ class RewardModelSettings(CheckpointSettings):
     newest_share: float = Field(default=0.5, gt=0, le=1)
     """Of a model that goes on from the version before: share of its pairs from the newest weekly
     batch of its domain; the others are drawn anew from all the mix holds beside it."""
+    normalise_scores: bool = False
+    """Safety RM: fit its scores to the labels of its training responses, so that the gate's
+    threshold means a probability. The auxiliary loss does so in training; the two go together."""
     max_tokens: int = Field(default=4096, gt=1)
     """Tokens of prompt and response together."""
     overlong: OverlongPair = "error"
@@ -112,10 +121,16 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
     engine = train(config, model, pairs, work)
 
-    accuracies, calibration, metrics = evaluate(config, engine, own, open_source, tokenizer, work)
+    scores = fitted_scores(config, engine, pairs, work)
+    accuracies, calibration, metrics = evaluate(
+        config, normalised(engine, scores), own, open_source, tokenizer, work
+    )
+    saved = save_scorer(work, "model", engine, model.config, tokenizer)
+    if config.normalise_scores and work.rank.is_main:
+        normalisation.write(saved[0], scores)
     return StageOutput(
         {
-            "model": save_scorer(work, "model", engine, model.config, tokenizer),
+            "model": saved,
             "accuracies": table_output(work, "accuracies", "accuracies", accuracies),
             "calibration": table_output(work, "calibration", "calibration", calibration),
         },
@@ -184,6 +199,23 @@ def newest_with_replay(config: Config, rows: list[dict[str, Any]]) -> list[dict[
     num_replayed = round(len(newest) * (1 - config.newest_share) / config.newest_share)
     order = shuffled(len(rest), seed_from(config.seed, config.domain, "replay", week))
     return newest + [rest[i] for i in order[:num_replayed]]
+
+
+def fitted_scores(
+    config: Config, engine: Engine, pairs: list[Pair], work: WorkDir
+) -> Normalisation:
+    """What the model's scores are normalised by, from some of the pairs that it was trained on.
+
+    In one epoch each was learnt once, and two numbers over-fit little; the test sets say how much.
+    """
+    if not config.normalise_scores or config.domain is not Domain.safety:
+        return Normalisation()
+    order = shuffled(len(pairs), seed_from(config.seed, "normalise"))[:NORMALISATION_PAIRS]
+    chosen = [pairs[i] for i in order]
+    with torch.no_grad():
+        scores = torch.cat(list(score_pairs(engine, chosen, work.rank)))
+    is_safe, labelled = safety_targets(chosen)
+    return normalisation.fit(scores[labelled], is_safe[labelled])
 
 
 def train(config: Config, model: RewardModel, pairs: list[Pair], work: WorkDir) -> Engine:
@@ -261,7 +293,7 @@ def losses(
 @torch.no_grad()
 def evaluate(
     config: Config,
-    engine: Engine,
+    score: Callable[[torch.Tensor, Documents], torch.Tensor],
     own: list[dict[str, Any]],
     open_source: list[dict[str, Any]],
     tokenizer: Tokenizer,
@@ -283,7 +315,7 @@ def evaluate(
         pairs = render_pairs(held_out, tokenizer, config.max_tokens, overlong)
         if not pairs:
             continue
-        scores = score_pairs(engine, pairs, work.rank)
+        scores = score_pairs(score, pairs, work.rank)
         accuracies += accuracy_rows(config.domain.value, name, pairs, scores.margins)
         calibration += calibration_rows(config.domain.value, name, pairs, scores)
         if name == config.domain:

@@ -27,6 +27,7 @@ from stages.models.batches import seed_from
 from stages.models.dialogues import is_whole
 from stages.models.folders import load_sampler, load_scorer
 from stages.models.prompts import select_prompts
+from stages.models.rewards import GATE_THRESHOLD
 from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.models.scoring import score_sequences
 from stages.runtime.engine import EngineSettings, frozen
@@ -69,7 +70,7 @@ class SafetyDistillationSettings(Contract):
     preprompts: tuple[str, ...] = Field(default=GENERIC_PREPROMPTS, min_length=1)
     templates: dict[str, str] = TEMPLATES
     """Preprompt by the category that the prompts table names."""
-    gate_threshold: float = Field(default=0.15, gt=0, lt=1)
+    gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     """A prompt broke the model when its answer's probability of being safe is below."""
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=1024, gt=0)

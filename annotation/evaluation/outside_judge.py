@@ -137,6 +137,8 @@ def judge_pairs(
     lock = threading.Lock()
 
     def ask(order: tuple[Pair, bool]) -> None:
+        if endpoint.is_stopped():
+            return
         reply = endpoint.ask(_prompt(*order))
         call_id = _call_id(*order, settings)
         with lock:
@@ -199,6 +201,10 @@ class _Endpoint:
         """Let those who wait for their next try give up."""
         self._stopped.set()
 
+    def is_stopped(self) -> bool:
+        """Whether it is of no use to ask any more."""
+        return self._stopped.is_set()
+
     def count(self) -> int:
         """Requests answered by now."""
         return self._count
@@ -222,6 +228,7 @@ class _Endpoint:
                 pause = answer.headers.get("retry-after")
             if attempt < self._settings.max_retries and self._wait(attempt, pause):
                 break
+        self.stop()
         raise UserError(
             f"The judge at {self._settings.url} does not answer: {problem}, after "
             f"{self._settings.max_retries + 1} tries",
@@ -245,6 +252,7 @@ class _Endpoint:
 
     def _reply(self, answer: httpx.Response, num_retries: int, seconds: float) -> Reply:
         if answer.status_code in _HOPELESS:
+            self.stop()
             raise UserError(
                 f"The judge at {self._settings.url} answers with status {answer.status_code}",
                 "Check --url (with /v1), --model and the key's variable",

@@ -4,6 +4,9 @@ Every label that the service acknowledges is on the disk: SQLite runs in WAL mod
 synchronous=FULL (a commit waits for fsync), Postgres with synchronous_commit=on.
 """
 
+import os
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,8 @@ from sqlalchemy.orm import Session
 
 from data_contracts.errors import UserError
 
+DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
+
 _MIGRATION_LOCK = 0x524C4846  # "RLHF": one of Postgres's advisory locks
 _BUSY_SECONDS = 30
 
@@ -26,6 +31,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
+        self._turn = threading.Lock()
         self._for_writing = self.engine.execution_options(is_writing=True)
 
     @contextmanager
@@ -37,8 +43,28 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is on the disk when the block has ended well, else undone whole."""
-        with Session(self._for_writing, expire_on_commit=False) as session, session.begin():
+        with (
+            self._turn_to_write(),
+            Session(self._for_writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+
+    @contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        """SQLite has one writer at a time, and threads that poll for it starve each other: on a
+        busy machine some waited for longer than the busy timeout. So they queue here."""
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        if not self._turn.acquire(timeout=_BUSY_SECONDS):
+            raise OperationalError(
+                "BEGIN IMMEDIATE", None, sqlite3.OperationalError("no turn came")
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Give back every connection."""
@@ -60,6 +86,15 @@ def open_database(url: str) -> Database:
             "Check the address, the rights of this user and that the server runs",
         ) from error
     return database
+
+
+def home_database(folder: Path, url: str | None = None) -> Database:
+    """The database that a URL, or else the environment, names; else the SQLite file of a folder.
+
+    Raises as `open_database` does.
+    """
+    chosen = url or os.environ.get(DATABASE_VARIABLE)
+    return open_database(chosen or sqlite_url(folder / "annotation.db"))
 
 
 def sqlite_url(file: Path) -> str:

@@ -26,6 +26,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 LIVE_PREFIX = "live-"
 """Of comparison ids whose prompt was written on the page."""
 
+MAX_ID_LENGTH = 200
+"""Characters of a comparison's or prompt's id."""
+
 APPEND_ONLY = ("labels", "deliveries", "audit")
 
 
@@ -210,11 +213,11 @@ class Item(Base):
     __table_args__ = (Index("ix_items_queue", "week", "domain", "position"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    comparison_id: Mapped[str] = mapped_column(String(200), unique=True)
+    comparison_id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), unique=True)
     week: Mapped[int] = mapped_column(ForeignKey("batches.week"))
     position: Mapped[int] = mapped_column(Integer)
     """Place in the batch's seeded order."""
-    prompt_id: Mapped[str] = mapped_column(String(200))
+    prompt_id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH))
     domain: Mapped[str] = mapped_column(String(32))
     category: Mapped[str | None]
     messages: Mapped[list[dict[str, str]]] = mapped_column(JSON)

@@ -8,10 +8,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
-from annotation.refusals import NotThereError, RefusedError, UnavailableError
+from annotation.refusals import NotThereError, NotYoursError, RefusedError, UnavailableError
 from annotation.web.guard import Guard
 from annotation.web.pages import access, admin, lead, tasks, writing
 from annotation.web.rendering import refusal
@@ -32,6 +32,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(IntegrityError, _conflict)
     for error in (OperationalError, InterfaceError):
         app.add_exception_handler(error, _database_error)
     return app
@@ -60,6 +61,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return refusal(request, NotThereError("There is no such page", "Go to the start page"))
     return PlainTextResponse(str(error.detail), error.status_code, dict(error.headers or {}))
+
+
+async def _conflict(request: Request, error: Exception) -> Response:
+    """Two requests made the same thing at the same moment; this one came second."""
+    assert isinstance(error, IntegrityError)
+    # by its kind alone: its message quotes what was sent
+    _log.error("%s %s: %s", request.method, request.url.path, type(error.orig).__name__)
+    return refusal(
+        request, NotYoursError("Somebody did that at the same moment", "Load the page again")
+    )
 
 
 async def _database_error(request: Request, error: Exception) -> Response:

@@ -70,7 +70,8 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # 400 own pairs a week are too few: most of the mix is open-source-like
-            other_share=0.9,
+            other_share=0.92,
+            newest_share=0.4,
             max_tokens=CONTEXT,
         ),
         safety_rm=RewardModelSettings(
@@ -78,12 +79,15 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # with the paper's 0.1 the gate fires on harmless prompts here
-            helpfulness_share=0.5,
+            helpfulness_share=0.25,
+            newest_share=0.4,
             max_tokens=CONTEXT,
         ),
         rejection_sampling=RejectionSamplingSettings(
             num_prompts={"helpfulness": 600, "safety": 200},
             num_samples=8,
+            search_temperatures=(0.8, 1.0, 1.2),
+            num_search_prompts={"helpfulness": 32, "safety": 16},
             max_new_tokens=MAX_NEW_TOKENS,
             finetuning=FinetuningSettings(
                 learning_rate=5e-4,

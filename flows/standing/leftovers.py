@@ -1,13 +1,14 @@
 """Put back what a worker that is gone was running, so that the next one goes on with it.
 
-    python -m flows.standing.leftovers POOL ...
+    python -m flows.standing.leftovers POOL ... [--runs ID ...]
 
 Prefect would show such a run as Running for ever, and it would hold its pool's only place. Nobody
 but the worker of `rlhf up` runs anything of these pools, so what is not finished is nobody's now.
 It keeps its id, and so its iteration; the stages it had finished are reused.
 """
 
-import sys
+import argparse
+from collections.abc import Collection
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -25,14 +26,20 @@ MAX_STARTS = 3
 _HELD = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
-def put_back(client: SyncPrefectClient, pools: list[str]) -> list[FlowRun]:
-    """Give every run of these pools that somebody held a state from which it goes on, or ends."""
-    runs = client.read_flow_runs(
+def put_back(
+    client: SyncPrefectClient, pools: list[str], only: Collection[str] = ()
+) -> list[FlowRun]:
+    """Give every run of these pools that somebody held a state from which it goes on, or ends.
+
+    With `only`, the runs with these ids and no others.
+    """
+    held = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_HELD))
         ),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=pools)),
     )
+    runs = [run for run in held if not only or str(run.id) in only]
     for run in runs:
         client.set_flow_run_state(run.id, _next_state(run), force=True)
     return runs
@@ -47,6 +54,10 @@ def _next_state(run: FlowRun) -> State[None]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pools", nargs="+")
+    parser.add_argument("--runs", nargs="+", default=[])
+    arguments = parser.parse_args()
     with get_client(sync_client=True) as api:
-        for left in put_back(api, sys.argv[1:]):
+        for left in put_back(api, arguments.pools, arguments.runs):
             print(f"{left.name}: put back")

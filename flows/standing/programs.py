@@ -1,16 +1,34 @@
 """The programs of `rlhf up`: their commands and the settings they read."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_contracts.errors import UserError
 from flows.environment import Places
+from flows.recipe import Recipe
 from flows.standing.addresses import CLIENT_SECRET_VARIABLE, LOOPBACK, SECRET_VARIABLE, Addresses
 
 POOLS = {"rlhf": 1, "rlhf-watch": 1}
 """Work pool → runs at a time. One run works in a home at a time; watching needs its own, or it
 would queue behind a week of training."""
+
+
+def stage_pools(recipe: Recipe) -> dict[str, int]:
+    """The same of the pools that a recipe runs single stages on: one stage at a time on each.
+
+    Raises UserError for a pool on which an iteration would wait for itself.
+    """
+    pools = sorted(set(recipe.launch.pools.values()))
+    if own := POOLS.keys() & pools:
+        raise UserError(
+            f"launch.pools names {min(own)}, whose worker waits for the stage meanwhile",
+            "Name another pool",
+        )
+    return dict.fromkeys(pools, 1)
+
 
 _SERVER_GRACE_SECONDS = 10.0
 _WORKER_GRACE_SECONDS = 40.0
@@ -32,12 +50,19 @@ class Program:
     """Of a worker: the pool it works for."""
 
 
+def owns_mlflow_database() -> bool:
+    """Whether MLflow's database is a file in the home. Else the user names another one, as one does
+    for Prefect by PREFECT_API_DATABASE_CONNECTION_URL, and MLflow itself reads that variable."""
+    return not os.environ.get("MLFLOW_BACKEND_STORE_URI")
+
+
 def servers(where: Places, at: Addresses) -> list[Program]:
     """What answers on a port, in the order in which it is needed."""
+    backend = ("--backend-store-uri", f"sqlite:///{where.mlflow_database}")
     prefect = ("server", "start", "--host", at.host, "--port", str(at.prefect_port))
     mlflow = (
         *("server", "--host", LOOPBACK, "--port", str(at.mlflow_port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{where.mlflow_database}"),
+        *(backend if owns_mlflow_database() else ()),  # no password on a command line
         *("--artifacts-destination", where.mlflow_artifacts),
         *("--allowed-hosts", f"{LOOPBACK}:{at.mlflow_port},localhost:{at.mlflow_port}"),
     )
@@ -52,7 +77,7 @@ def servers(where: Places, at: Addresses) -> list[Program]:
     ]
 
 
-def workers(at: Addresses) -> list[Program]:
+def workers(at: Addresses, pools: Iterable[str]) -> list[Program]:
     """A worker for each pool."""
     return [
         Program(
@@ -63,17 +88,18 @@ def workers(at: Addresses) -> list[Program]:
             _WORKER_GRACE_SECONDS,
             pool,
         )
-        for pool in POOLS
+        for pool in pools
     ]
 
 
 def environment_of(
-    where: Places, at: Addresses, secret: str, schedule: Mapping[str, str]
+    where: Places, at: Addresses, secret: str, own: Mapping[str, str]
 ) -> dict[str, str]:
-    """What all programs read; `schedule` has the variables of prefect.yaml that are the user's."""
+    """What all programs read; `own` has the user's variables."""
     settings = {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": str(where.recipe.resolve()),
+        "RLHF_FLOW_COMMAND": f"{sys.executable} -m prefect.engine",
         "PREFECT_API_URL": at.api,
         "PREFECT_HOME": str(where.prefect_home),
         "PREFECT_SERVER_UI_API_URL": at.api,  # else the page asks port 4200
@@ -92,12 +118,12 @@ def environment_of(
     }
     if secret:
         settings |= {SECRET_VARIABLE: secret, CLIENT_SECRET_VARIABLE: secret}
-    return {**os.environ, **settings, **schedule}
+    return {**os.environ, **settings, **own}
 
 
-def schedule_variables(cron: str, timezone: str) -> dict[str, str]:
-    """The variables of prefect.yaml that say when the weekly iteration starts."""
-    return {"RLHF_CRON": cron, "RLHF_TIMEZONE": timezone}
+def user_variables(cron: str, timezone: str, webhook: str) -> dict[str, str]:
+    """What the user says to the deployments: when the weekly iteration starts, who is told."""
+    return {"RLHF_CRON": cron, "RLHF_TIMEZONE": timezone, "RLHF_WEBHOOK": webhook}
 
 
 def log_of(where: Places, name: str) -> Path:

@@ -19,17 +19,20 @@ from flows.environment import Places
 from flows.server import is_full
 from flows.standing import state
 from flows.standing.addresses import Addresses
-from flows.standing.descendants import end_descendants, inherit_orphans
-from flows.standing.programs import POOLS, Program, log_of, servers, workers
+from flows.standing.descendants import descendants, end_descendants, inherit_orphans
+from flows.standing.lost_runs import lost_runs
+from flows.standing.programs import Program, log_of, owns_mlflow_database, servers, workers
 
-_START_SECONDS = 300.0
-"""A busy machine imports Prefect and MLflow for a minute."""
+_START_SECONDS = 600.0
+"""A busy machine imports Prefect and MLflow for minutes. A program that ends is seen at once."""
 _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _STEADY_SECONDS = 60.0
 """A program that has run so long is not failing at once: its next restart does not wait."""
 _ORPHAN_GRACE_SECONDS = 20.0
+_LOST_SECONDS = 60.0
+"""For so long a run may have no process: it is being started, or its end is being told."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the user has ended the servers
@@ -54,15 +57,20 @@ class Servers:
         self,
         where: Places,
         at: Addresses,
+        pools: Sequence[str],
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
         self._where = where
         self._at = at
+        self._pools = pools
         self._environment = environment
         self._say = say
         self._kept: list[_Kept] = []
         self._asked: list[int] = []
+        self._lost: set[str] = set()
+        """Runs that had no process when it was looked last."""
+        self._looked_at = time.monotonic()
 
     def run(self, announce: Callable[[], None]) -> None:
         """Start everything, call `announce` when it answers, and stay until asked to end.
@@ -75,12 +83,13 @@ class Servers:
             try:
                 self._start(servers(self._where, self._at), before=self._make_database)
                 self._register()
-                self._put_back(list(POOLS))
-                self._start(workers(self._at))
+                self._put_back(self._pools)
+                self._start(workers(self._at, self._pools))
                 state.write(self._where, self._at, ready=True)
                 announce()
                 while True:
                     self._look_after()
+                    self._look_for_lost_runs()
                     self._pause()
             except Interrupted:
                 self._say("Ending …")
@@ -105,15 +114,16 @@ class Servers:
 
     def _make_database(self) -> None:
         """MLflow refuses for good a database whose making was interrupted: make it whole."""
-        if not self._where.mlflow_database.exists():
+        if owns_mlflow_database() and not self._where.mlflow_database.exists():
             self._run_to_end("mlflow-database", ("flows.standing.database",))
 
     def _register(self) -> None:
         self._run_to_end("deployments", ("flows.standing.deployments",))
 
-    def _put_back(self, pools: list[str]) -> None:
+    def _put_back(self, pools: Sequence[str], runs: Sequence[str] = ()) -> None:
         """What workers that are gone were running: see leftovers."""
-        self._run_to_end("leftovers", ("flows.standing.leftovers", *pools))
+        only = ("--runs", *runs) if runs else ()
+        self._run_to_end("leftovers", ("flows.standing.leftovers", *pools, *only))
 
     def _run_to_end(self, name: str, command: Sequence[str]) -> None:
         """Run a module that ends by itself; its last line is the reason when it fails."""
@@ -190,14 +200,29 @@ class Servers:
                 self._say(f"{kept.program.name} ended; starting it again in {pause:.0f} s")
             if time.monotonic() >= kept.restart_at:
                 if kept.program.pool:
-                    self._try_to_put_back(kept.program.pool)
+                    self._try_to_put_back([kept.program.pool])
                 again = self._launch(kept.program)
                 again.num_failures = kept.num_failures
                 self._kept[i] = again
 
-    def _try_to_put_back(self, pool: str) -> None:
+    def _look_for_lost_runs(self) -> None:
+        """Put back what has had no process since the look before this one."""
+        if time.monotonic() - self._looked_at < _LOST_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        secret = self._environment.get("PREFECT_API_AUTH_STRING", "")
         try:
-            self._put_back([pool])
+            now = lost_runs(self._at.api, secret, self._pools, descendants())
+        except (OSError, ValueError, KeyError):  # the server is away, or not itself yet
+            return
+        if still := sorted(now & self._lost):
+            self._say(f"No process works for {len(still)} run(s) any more; putting back")
+            self._try_to_put_back(self._pools, still)
+        self._lost = now
+
+    def _try_to_put_back(self, pools: Sequence[str], runs: Sequence[str] = ()) -> None:
+        try:
+            self._put_back(pools, runs)
         except UserError as error:  # the server may be away, too; the next `rlhf up` does it
             self._say(str(error))
 

@@ -101,10 +101,12 @@ def _one_of(values: Sequence[str], rng: np.random.Generator) -> str:
 def listed_values(text: str) -> list[str]:
     """What a chat model's list names: one value a line, or several between commas.
 
-    Bullets, numbers and closing stops are taken off; what is longer than a name is left out.
+    Bullets, numbers and closing stops are taken off; what is longer than a name is left out, and so
+    is talk around the list ("Sure!", "Here are 20 hobbies:").
     """
     lines = text.splitlines()
     parts = lines if len(lines) > 1 else text.split(",")
+    parts = [part for part in parts if not part.rstrip().endswith((":", "!", "?"))]
     return distinct(
         value
         for value in (_BULLET.sub("", part).strip(" \t.,;:!?\"'") for part in parts)

@@ -10,7 +10,9 @@ from data_contracts.artifacts import ArtifactRef
 from kernels.attention import Documents
 from kernels.masking import whiten_by_group
 from kernels.ppo import gated_reward, safety_gate
+from stages.models import normalisation
 from stages.models.folders import load_scorer
+from stages.models.normalisation import normalised
 from stages.models.scoring import score_sequences
 from stages.runtime.engine import EngineSettings, frozen
 from stages.runtime.stage import WorkDir
@@ -49,11 +51,12 @@ class RewardModels:
         engine: EngineSettings,
     ) -> "RewardModels":
         """Both models from the store, sharded over the ranks under ZeRO-3."""
-        return cls(
-            frozen(load_scorer(work, helpfulness), engine, work.rank),
-            frozen(load_scorer(work, safety), engine, work.rank),
-            gate_threshold,
-        )
+
+        def judge(ref: ArtifactRef) -> Callable[[Tensor, Documents], Tensor]:
+            scorer = frozen(load_scorer(work, ref), engine, work.rank)
+            return normalised(scorer, normalisation.read(work.input(ref)))
+
+        return cls(judge(helpfulness), judge(safety), gate_threshold)
 
     def score(
         self, sequences: Sequence[list[int]], is_safety_prompt: Sequence[bool], work: WorkDir

@@ -58,7 +58,9 @@ def new_attempt(store: Store, key: str, config: StageConfig, forced: bool) -> Pa
     stopping.forget(store.work(key))
     for attempt in earlier:
         clear_outputs(attempt)
-    if forced and not (earlier and _about(earlier[-1]).get("forced")):
+    # an attempt that a full disk kept from writing a word does not count
+    abouts = [about for attempt in earlier if (about := _about(attempt))]
+    if forced and not (abouts and abouts[-1].get("forced")):
         shutil.rmtree(store.work(key) / "checkpoints", ignore_errors=True)
     attempt = store.new_attempt(key)
     write_durably(attempt / CONFIG_FILE, config.model_dump_json(indent=1).encode())

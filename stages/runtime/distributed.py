@@ -12,13 +12,16 @@ from typing import Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 T = TypeVar("T")
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = timedelta(hours=2)
+PATIENCE_VARIABLE = "RLHF_PATIENCE_MINUTES"
+PATIENCE_MINUTES = 120.0
 """How long ranks wait for each other. Rank 0 hashes and publishes while the others wait, and a dead
-rank is noticed by the launcher, not by this clock."""
+rank of the same machine is noticed by the launcher, not by this clock. A machine that is cut off is
+noticed by nothing else, so a launch on several takes less (`launch.patience_minutes`)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Rank:
         """The same ranks over a channel of their own, for one thread beside the training."""
         if self.world_size == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=patience())
         return replace(self, device=torch.device("cpu"), group=group)
 
     def _scalar(self, value: float) -> torch.Tensor:
@@ -88,6 +91,21 @@ class Rank:
         if self.world_size > 1:
             dist.all_reduce(reduced, op=operation, group=self.group)
         return reduced
+
+
+def patience() -> timedelta:
+    """How long to wait for other ranks."""
+    return timedelta(minutes=float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_MINUTES)))
+
+
+def share_patience() -> None:
+    """Let the groups that DeepSpeed has made wait as long as ours.
+
+    Torch's default is 30 minutes with gloo, and 10 with NCCL, too short for a rank 0 that hashes a
+    large model.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(patience(), group)
 
 
 def under_launcher() -> bool:
@@ -102,10 +120,10 @@ def process_group() -> Rank:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if under_launcher():
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=patience())
         else:
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=patience())
     return Rank(dist.get_rank(), dist.get_world_size(), local_index, device)
 
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stages.runtime import zero
-from stages.runtime.distributed import Rank
+from stages.runtime.distributed import Rank, share_patience
 from stages.runtime.divergence import DivergedError, SkippedSteps
 from stages.runtime.fragments import (
     MASTER,
@@ -99,6 +99,7 @@ class Engine:
         self._adamw = adamw(module, optimizer, settings.adam, schedule(0), self._fused)
         config = deepspeed_config(settings, self._stage, optimizer.gradient_clipping, module)
         self._deepspeed = zero.initialize(module, config, self._adamw)
+        share_patience()
         # Its hooks would keep weights and optimizer state of ZeRO alive for as long as the process.
         weakref.finalize(self, self._deepspeed.destroy).atexit = False
         self.module = self._deepspeed.module

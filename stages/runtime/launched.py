@@ -86,6 +86,8 @@ def _attempt(name: str, module: str, attempt: Path, store: Store, launch: Launch
         *("--config", str(attempt / attempts.CONFIG_FILE), "--home", store.home),
         *("--attempt", str(attempt), "--num-threads", str(launch.threads_of_a_rank)),
     ]
+    if launch.patience_minutes is not None:  # an argument: not every launcher hands on variables
+        arguments += ["--patience-minutes", str(launch.patience_minutes)]
     try:
         status = run_launcher(module, arguments, log, attempt.parent, launch)
     except subprocess.TimeoutExpired:

@@ -34,6 +34,8 @@ class Launch:
     """How long one attempt may take."""
     uses_gpus: bool = True
     """Whether the stage takes cards, where there are any."""
+    patience_minutes: float | None = None
+    """How long ranks wait for one another; the default of `distributed` when None."""
 
     def __post_init__(self) -> None:
         if self.num_processes < 1 or (self.num_threads is not None and self.num_threads < 1):

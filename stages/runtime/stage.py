@@ -33,7 +33,14 @@ from data_contracts.store import Manifest, Store, attempt_number
 from stages.runtime import attempts
 from stages.runtime.attempts import StageFailed
 from stages.runtime.determinism import seed_everything
-from stages.runtime.distributed import Rank, leave_process_group, process_group, under_launcher
+from stages.runtime.distributed import (
+    PATIENCE_MINUTES,
+    PATIENCE_VARIABLE,
+    Rank,
+    leave_process_group,
+    process_group,
+    under_launcher,
+)
 from stages.runtime.gpus import reserved, visible_gpus
 from stages.runtime.heap import keep_freed_memory
 from stages.runtime.launched import run_attempts, time_limit
@@ -314,6 +321,8 @@ def main(config_type: type[StageConfig], run: Callable[[Any, WorkDir], StageOutp
         sys.exit("Run a stage as a module: python -m stages.NAME --config FILE")
     arguments = _parse(module.__spec__.name, module.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.patience_minutes is not None:
+        os.environ[PATIENCE_VARIABLE] = str(arguments.patience_minutes)
     if arguments.attempt is not None:
         die_with_parent(os.getppid())
     try:
@@ -370,6 +379,12 @@ def _parse(name: str, description: str | None) -> argparse.Namespace:
         "--num-processes", type=int, default=1, help="ranks to start; not under a launcher"
     )
     parser.add_argument("--num-threads", type=int, help="threads of each process inside torch")
+    parser.add_argument(
+        "--patience-minutes",
+        type=float,
+        help=f"how long ranks wait for one another (default: ${PATIENCE_VARIABLE}, else "
+        f"{PATIENCE_MINUTES:g})",
+    )
     parser.add_argument("--attempt", type=Path, help=argparse.SUPPRESS)  # a launched rank's folder
     return parser.parse_args()
 

@@ -24,7 +24,7 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.from_bytes(train_bpe(CORPUS, 330))
 
 
-def tiny_model(tokenizer: Tokenizer) -> CausalLM:
+def tiny_model(tokenizer: Tokenizer, max_seq_len: int = 256) -> CausalLM:
     config = ModelConfig(
         dim=32,
         n_layers=2,
@@ -32,7 +32,7 @@ def tiny_model(tokenizer: Tokenizer) -> CausalLM:
         n_kv_heads=2,
         ffn_hidden=64,
         vocab_size=tokenizer.vocab_size,
-        max_seq_len=256,
+        max_seq_len=max_seq_len,
     )
     return CausalLM(config, torch.Generator().manual_seed(0))
 

@@ -1,10 +1,12 @@
 """Who may do what, and what is refused: roles, CSRF, log-in, invitations, headers."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from annotation_world import (
     PASSWORD,
+    START,
     Browser,
     Clock,
     add_user,
@@ -16,6 +18,8 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from annotation.accounts import invite, log_in
+from annotation.refusals import RefusedError, TooManyAttemptsError
 from annotation.settings import AnnotationSettings
 from annotation.storage.schema import AuditEntry, LoginSession, Role, User
 from annotation.web.app import create_app
@@ -178,6 +182,28 @@ def test_an_address_cannot_try_one_password_on_everybody(service, app):
     assert statuses[-1] == 429
 
 
+def test_an_ipv6_network_is_one_address(service, app):
+    """Its owner has 2**64 addresses, and must not have as many guesses."""
+    now = service.now()
+    for number in range(30):
+        with pytest.raises(RefusedError, match="do not fit"):
+            log_in(service.database, f"user{number}", "guessed", f"2001:db8::{number:x}", now)
+    with pytest.raises(TooManyAttemptsError):
+        log_in(service.database, "user30", "guessed", "2001:db8:0:0:ffff::1", now)
+    with pytest.raises(RefusedError, match="do not fit"):
+        log_in(service.database, "user31", "guessed", "2001:db8:0:1::1", now)
+
+
+def test_logging_in_ends_the_session_that_the_browser_had(service, app):
+    """A cookie that was planted in it, or that of whoever sat there before."""
+    ann = browser(service, app, "ann")
+    planted = dict(ann.client.cookies)
+    assert ann.log_in().status_code == 303
+    assert dict(ann.client.cookies) != planted
+    old = TestClient(app, cookies=planted, follow_redirects=False)
+    assert old.get("/").headers["location"] == "/login"
+
+
 def test_log_out_ends_the_session_on_the_server(service, app):
     ann = browser(service, app, "ann")
     cookie = dict(ann.client.cookies)
@@ -245,6 +271,19 @@ def test_an_unfit_account_is_refused_and_the_invitation_stays(service, app, user
     assert somebody.client.post(path, data=form).status_code == 422
     form = {"username": "new", "password": PASSWORD}
     assert somebody.client.post(path, data=form).status_code == 303
+
+
+def test_a_name_that_two_people_take_at_once_is_one_of_theirs(any_database):
+    app = create_app(Service(any_database, AnnotationSettings(), Clock()))
+    with any_database.writing() as session:
+        tokens = [invite(session, Role.annotator, START, None) for _ in range(4)]
+    form = {"username": "ann", "password": PASSWORD}
+
+    def join(token: str) -> int:
+        return Browser(app, "ann").client.post(f"/invitations/{token}", data=form).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(join, tokens)) == [303, 422, 422, 422]
 
 
 def test_who_is_locked_out_is_out_at_once(service, app):

@@ -1,6 +1,8 @@
 """A week by command line: publish, label over HTTP, export, and the stage that takes it on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,30 @@ def test_a_batch_moves_to_another_home_by_file(home, table, tmp_path):
     done("export", "--week", 1, "--format", "argilla", "--output", file, home=home)
     said = done("import", file, "--week", 1, "--format", "argilla", home=tmp_path / "other")
     assert "10 new items, 0 new labels" in said
+
+
+def test_a_csv_keeps_its_line_ends_and_may_have_been_in_a_spreadsheet(home, tmp_path):
+    """Which puts a byte order mark before it."""
+    rows = [comparison("c", response_a="One\r\ntwo\rthree\n", response_b="=1+1")]
+    write_table(tmp_path / "c.parquet", rows, COMPARISONS)
+    done("publish", "--week", 1, "--comparisons", tmp_path / "c.parquet", home=home)
+    file = tmp_path / "batch.csv"
+    done("export", "--week", 1, "--format", "csv", "--output", file, home=home)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    done("import", file, "--week", 1, "--format", "csv", home=tmp_path / "other")
+    lines = tmp_path / "batch.jsonl"
+    command = ["export", "--week", 1, "--format", "jsonl", "--output", lines]
+    done(*command, home=tmp_path / "other")
+    (found,) = map(json.loads, lines.read_text().splitlines())
+    assert (found["response_a"], found["response_b"]) == ("One\r\ntwo\rthree\n", "=1+1")
+
+
+def test_the_page_is_served_without_torch():
+    """It comes back sooner after a crash, and takes less memory."""
+    code = "import sys, flows.cli, flows.cli_annotations, annotation.web.app, uvicorn"
+    code += "; assert not {'torch', 'scipy.stats', 'prefect', 'mlflow'} & set(sys.modules)"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
 
 
 def test_an_invitation_is_printed(home):

@@ -8,10 +8,11 @@ from sqlalchemy import select
 
 from annotation.batches import deliver, preference_rows, progress, set_state
 from annotation.refusals import NotThereError
-from annotation.storage.schema import BatchState, Entry, Role
+from annotation.storage.schema import AuditEntry, BatchState, Entry, Role
 from data_contracts.parquet import read_table, write_table
 from data_contracts.splits import split_of
 from data_contracts.tables import PREFERENCES
+from flows import label_weeks
 
 
 def delivered_rows(service, week: int, test_fraction: float = 0.5) -> list[dict]:
@@ -147,6 +148,75 @@ def test_the_leads_decision_goes_out_in_place_of_the_labels(service, app):
     assert (row["chosen"], row["rating"]) == ("Answer two to c", "slightly_better")
 
 
+def test_labels_that_a_decision_replaced_never_go_out(service, app):
+    lead = disagreement(service, app)
+    form = {"submission_id": "decision-1", "choice": "right-slightly_better"}
+    lead.post("/lead/items/1/decision", form)
+    first = delivered_rows(service, 1)
+    assert delivered_rows(service, 1) == first  # nor when the batch goes out again
+    publish_rows(service.database, [comparison("next-week")], week=2)
+    assert delivered_rows(service, 2) == []
+
+
+def test_an_item_that_is_never_delivered_takes_no_decision(service, app):
+    publish_rows(service.database, comparisons(2), gold={"helpfulness-0": "a"})
+    lead = browser(service, app, "lea", Role.lead)
+    statuses = {
+        lead.post(
+            f"/lead/items/{item}/decision",
+            {"submission_id": f"decision-{item}", "choice": "left-better"},
+        ).status_code
+        for item in (1, 2)
+    }
+    assert statuses == {303, 422}
+    rows = delivered_rows(service, 1)
+    assert [row["prompt_id"] for row in rows] == ["prompt-of-helpfulness-1"]
+
+
+def test_a_label_of_an_item_that_was_taken_out_is_not_taken_back(service, app):
+    """Else its slot would be wanted again, by a batch that can then never be complete."""
+    publish_rows(service.database, comparisons(2))
+    ann, lead = browser(service, app, "ann"), browser(service, app, "lea", Role.lead)
+    ann.label(ann.open())
+    with service.database.reading() as session:
+        (entry,) = session.scalars(select(Entry)).all()
+    lead.post(f"/lead/items/{entry.item_id}/retirement")
+    assert ann.post("/undo", {"submission_id": "undo-0001"}).status_code == 422
+    with service.database.reading() as session:
+        assert progress(session, 1).num_wanted == 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_edit_that_changes_nothing_is_no_preference(service, app, side):
+    """A text field gives other line ends than the response has, and drops its last ones."""
+    texts = {"response_a": "One\r\nline\n", "response_b": "Two\nlines"}
+    publish_rows(service.database, [comparison("c", **texts)])
+    ann = browser(service, app, "ann")
+    page = ann.open()
+    edited = getattr(page, side).strip().replace("\r\n", "\n").replace("\n", "\r\n")
+    ann.label(page, "left-better", edited_response=edited)
+    assert len(delivered_rows(service, 1)) == 1
+
+
+def test_a_delivery_that_is_cut_off_goes_out_once(service, app, tmp_path, monkeypatch):
+    """Killed before the labels count as delivered there is no file; after it, the same file."""
+    publish_rows(service.database, comparisons(2))
+    ann = browser(service, app, "ann")
+    ann.label(ann.open())
+    file = tmp_path / "v1.parquet"
+    for place in ("write_table", "os.replace"):
+        with monkeypatch.context() as patch:
+            target = label_weeks if place == "write_table" else label_weeks.os
+            patch.setattr(target, place.rpartition(".")[2], lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                label_weeks.deliver_labels(service.database, 1, file, 0.5)
+        assert not file.exists()
+    assert label_weeks.deliver_labels(service.database, 1, file, 0.5) == 1
+    assert [entry.name for entry in tmp_path.glob("*v1*")] == ["v1.parquet"]
+    publish_rows(service.database, [comparison("next-week")], week=2)
+    assert delivered_rows(service, 2) == []
+
+
 def test_an_item_that_the_lead_takes_out_is_gone(service, app):
     publish_rows(service.database, comparisons(1))
     ann, lead = browser(service, app, "ann"), browser(service, app, "lea", Role.lead)
@@ -206,3 +276,5 @@ def test_the_leads_download_is_what_would_go_out(service, app):
     assert '"annotator": "annotator-' in reply.text
     with service.database.reading() as session:
         assert session.scalars(select(Entry)).one().submission_id not in reply.text
+        exported = select(AuditEntry.subject).where(AuditEntry.action == "export")
+        assert session.scalars(exported).all() == ["batch 1"]

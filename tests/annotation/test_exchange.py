@@ -1,19 +1,23 @@
 """Round trips through other tools' files lose nothing."""
 
+import csv
+import io
 import json
 import uuid
 from datetime import UTC, datetime
 
 import pytest
-from annotation_world import START, add_user, browser, comparison, comparisons, publish_rows
+from annotation_world import START, Browser, browser, comparison, comparisons, publish_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from annotation.batches import BatchPlan
 from annotation.exchange import FORMATS, import_records, read_records, records
 from annotation.formats.label_studio import CONFIG
 from annotation.formats.records import Record
 from annotation.storage.database import open_database, sqlite_url
+from annotation.storage.schema import User
 from data_contracts.errors import UserError
 from data_contracts.ratings import Rating, SafetyLabel
 
@@ -120,7 +124,9 @@ def test_an_imported_annotator_cannot_log_in(service, app):
     record = records_of_one_label()
     with service.database.writing() as session:
         import_records(session, 1, [record], BatchPlan(), START)
-    add_user(service.database, "lea")
+        (user,) = session.scalars(select(User)).all()
+        user.is_active = True  # an admin's mistake
+    assert Browser(app, user.username).log_in("!").status_code == 422
     with service.database.reading() as session:
         (found,) = records(session, 1)
     assert found.labels[0].annotator != "stranger@example.org"
@@ -230,3 +236,61 @@ def test_a_file_of_another_kind_is_a_user_error_that_quotes_nothing(name, text):
     with pytest.raises(UserError) as caught:
         read_records(text, name, "labels.json")
     assert "words" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "empty message"),
+        ({"comparison_id": "c" * 201}, "comparison_id"),
+        ({"response_b": " Answer one to c"}, "the same one twice"),
+        ({"labels": [{"annotator": "x", "pick": p, "rating": "better"} for p in "ab"]}, "two"),
+    ],
+    ids=["no-messages", "no-question", "blank-prompt", "long-id", "same-responses", "two-labels"],
+)
+def test_what_could_not_be_labelled_or_delivered_does_not_come_in(database, name, change, problem):
+    text = FORMATS[name].write([Record.model_validate(comparison("c") | change)])
+    with pytest.raises(UserError, match=problem), database.writing() as session:
+        import_records(session, 1, read_records(text, name, "file"), BatchPlan(), START)
+
+
+def test_a_record_that_stands_twice_in_a_file_does_not_come_in(database):
+    record = Record.model_validate(comparison("c"))
+    with pytest.raises(UserError, match="comparison_id"), database.writing() as session:
+        import_records(session, 1, [record, record], BatchPlan(), START)
+
+
+FORMULAS = [
+    '=HYPERLINK("http://x","y")',
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "'=1",
+    "''+1",
+    "＝1",
+]
+
+
+def test_no_text_is_a_formula_in_a_spreadsheet():
+    given_records = [
+        Record.model_validate(
+            comparison(formula, response_a=formula, category=formula)
+            | {"labels": [{"annotator": formula, "pick": "a", "rating": "better"}]}
+        )
+        for formula in FORMULAS
+    ]
+    text = FORMATS["csv"].write(given_records)
+    cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in set("=+-@\t\r\n＝")]
+    assert read_records(text, "csv", "file") == given_records
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_response_of_any_length_comes_through(name):
+    record = Record.model_validate(comparison("c", response_a="a\u202eب😀 \n" * 50_000))
+    assert read_records(FORMATS[name].write([record]), name, "file") == [record]

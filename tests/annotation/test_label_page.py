@@ -202,6 +202,21 @@ def test_an_edited_response_is_kept_beside_the_choice(service, app):
     assert entries(service)[0].edited_response == "Better by hand\n"
 
 
+def test_an_edit_as_long_as_the_field_allows_fits_in_a_request(service, app):
+    publish_rows(service.database, comparisons(1))
+    ann = browser(service, app, "ann")
+    assert ann.label(ann.open(), edited_response="語" * 100_000).status_code == 200
+    assert len(entries(service)[0].edited_response) == 100_000
+
+
+def test_line_ends_of_a_form_are_those_of_text(service, app):
+    """Without script a browser sends CR LF; no model should learn that people write it."""
+    publish_rows(service.database, comparisons(1))
+    ann = browser(service, app, "ann")
+    ann.label(ann.open(), "left-better", edited_response="One\r\ntwo\rthree\n")
+    assert entries(service)[0].edited_response == "One\ntwo\nthree\n"
+
+
 # ---- what is shown -------------------------------------------------------------------------------
 
 

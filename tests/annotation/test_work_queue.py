@@ -9,7 +9,7 @@ from annotation_world import START, add_user, comparisons, publish_rows
 from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 
-from annotation.labelling import Answer, submit
+from annotation.labelling import Answer, submit, undo
 from annotation.refusals import NotYoursError
 from annotation.storage.database import Database
 from annotation.storage.schema import Entry, Item, Slot
@@ -109,6 +109,32 @@ def test_one_submission_that_arrives_many_times_at_once_is_one_label(any_databas
         list(pool.map(lambda _: labelled(any_database, ann, slot, "same-one"), range(8)))
     with any_database.reading() as session:
         assert len(session.scalars(select(Entry)).all()) == 1
+
+
+def test_an_undo_that_arrives_many_times_at_once_takes_back_one_label(any_database):
+    publish_rows(any_database, comparisons(3))
+    ann = add_user(any_database, "ann")
+    work_off(any_database, ann, most=2)
+
+    def take_back(_: int) -> int:
+        with any_database.writing() as session:
+            return undo(session, ann, "undo-once", START).id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(take_back, range(8)))) == 1
+    with any_database.reading() as session:
+        kinds = Counter(session.scalars(select(Entry.kind)))
+    assert kinds == {"label": 2, "undo": 1}
+
+
+def test_writers_queue_and_none_is_starved(database):
+    """Polling, SQLite's own way to wait, let some threads wait for longer than its time-out."""
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing():
+            begun = pool.submit(add_user, database, "ann")
+            with pytest.raises(TimeoutError):
+                begun.result(0.2)
+        assert begun.result(20).username == "ann"
 
 
 def test_checks_alternate_between_gold_and_own_items(database):

@@ -1,10 +1,15 @@
 """An annotator writes a prompt, and our own model server answers."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from annotation_model import served, tiny_model, tiny_tokenizer
-from annotation_world import browser, comparison, publish_rows
+from annotation_world import Browser, add_user, browser, comparison, comparisons, publish_rows
 from sqlalchemy import select
 
 from annotation.model_server.app import create_model_app
@@ -13,6 +18,9 @@ from annotation.settings import AnnotationSettings, LiveModel
 from annotation.storage.schema import Item
 from annotation.web.app import create_app
 from annotation.web.visitors import Service
+
+NUM_WRITERS = 45
+"""More than the 40 threads of FastAPI's pool."""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,77 @@ def test_a_model_that_does_not_answer_leaves_the_prompt_in_the_form(database, cl
     assert reply.status_code == 502
     assert "does not answer" in reply.text
     assert "a long thought</textarea>" in reply.text
+
+
+def test_a_batch_that_has_closed_leaves_the_prompt_in_the_form(database, clock, model_url):
+    _, app = live_app(database, clock, model_url)
+    add_user(database, "ann")
+    ann = Browser(app, "ann")
+    ann.log_in()
+    reply = ann.post("/write/helpfulness", {"prompt": "a long thought"})
+    assert reply.status_code == 422
+    assert "No batch is open" in reply.text
+    assert "a long thought</textarea>" in reply.text
+
+
+def test_the_lines_of_a_prompt_end_as_in_any_text(database, clock, model_url):
+    service, app = live_app(database, clock, model_url)
+    publish_rows(database, [comparison("of-the-batch")])
+    ann = browser(service, app, "ann")
+    ann.post("/write/helpfulness", {"prompt": "the cat\r\nand the mat"})
+    assert ann.open().messages == [{"role": "user", "content": "the cat\nand the mat"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['"half \\ud83d of a pair"', "null", "7", '["parts"]'],
+    ids=["half", "null", "7", "parts"],
+)
+def test_whatever_a_model_answers_is_no_server_error(database, clock, content):
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        body = f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    with served(app) as url:
+        service, pages = live_app(database, clock, url)
+        publish_rows(database, [comparison("of-the-batch")])
+        ann = browser(service, pages, "ann")
+        reply = ann.post("/write/helpfulness", {"prompt": "a long thought"})
+    assert reply.status_code in (422, 502)
+    assert "a long thought</textarea>" in reply.text
+
+
+def test_models_that_take_long_do_not_stop_the_labels(database, clock):
+    """More people wait for a response than the service has threads."""
+    waiting, answer = [], threading.Event()
+
+    async def slow(scope, receive, send):
+        assert scope["type"] == "http"
+        waiting.append(1)
+        while not answer.is_set():
+            await asyncio.sleep(0.02)
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with served(slow) as model_url:
+        service, app = live_app(database, clock, f"{model_url}/v1")
+        publish_rows(database, comparisons(2))
+        ann = browser(service, app, "ann")
+        form = {"csrf": ann.csrf, "prompt": "a long thought"}
+        with served(app) as url, ThreadPoolExecutor(NUM_WRITERS) as pool:
+            settings = {"base_url": url, "cookies": dict(ann.client.cookies), "timeout": 60}
+            with httpx.Client(**settings, trust_env=False) as client:
+                path = "/write/helpfulness"
+                asked = [pool.submit(client.post, path, data=form) for _ in range(NUM_WRITERS)]
+                try:
+                    while len(waiting) < 2 * NUM_WRITERS:
+                        time.sleep(0.02)
+                    assert client.get("/tasks/helpfulness").status_code == 200
+                finally:
+                    answer.set()
+                assert {future.result().status_code for future in asked} == {502}
 
 
 def test_without_live_models_nothing_is_written(service, app):

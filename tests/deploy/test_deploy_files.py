@@ -47,28 +47,43 @@ def commands() -> list[list[str]]:
     return [*found, [Path(started[0]).name, *started[1:]]]
 
 
-@pytest.mark.parametrize("place", range(3), ids=["weekly", "any", "every-15-minutes"])
+NAMES = [
+    "rlhf-iteration/weekly",
+    "rerun-stage/any",
+    "watch-annotations/every-15-minutes",
+    "gate-override/ask",
+    "run-stage/a100",
+]
+
+
+@pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)
 def test_a_deployment_loads_with_the_flow_parameters_it_names(place: int):
     from prefect.cli.deploy._models import PrefectYamlModel
     from prefect.flows import load_flow_from_entrypoint
 
-    content = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
+    from flows.standing.deployments import deployments
+
+    content = deployments(["a100"])
     deployment = PrefectYamlModel.model_validate(content).deployments[place]
     assert deployment.entrypoint is not None
     flow = load_flow_from_entrypoint(deployment.entrypoint, use_placeholder_flow=False)
-    asked_of_the_user = {"rerun-stage": {"iteration": 1, "stage": "ppo"}}
-    flow.validate_parameters(asked_of_the_user.get(flow.name, {}) | deployment.parameters)
-    names = ["rlhf-iteration/weekly", "rerun-stage/any", "watch-annotations/every-15-minutes"]
-    assert f"{flow.name}/{deployment.name}" == names[place]
+    asked_of_the_caller = {
+        "rerun-stage": {"iteration": 1, "stage": "ppo"},
+        "gate-override": {"iteration": 1, "verdict": "0" * 16},
+        "run-stage": {"iteration": 1, "node": "ppo", "key": "0" * 64, "force": False},
+    }
+    flow.validate_parameters(asked_of_the_caller.get(flow.name, {}) | deployment.parameters)
+    assert f"{flow.name}/{deployment.name}" == NAMES[place]
+    if flow.name == "run-stage":
+        assert content["deployments"][place]["work_pool"] == {"name": "a100"}
 
 
 def test_every_pool_has_a_worker():
-    from flows.standing.deployments import FILE
+    from flows.standing.deployments import FILE, deployments
     from flows.standing.programs import POOLS
 
     assert (DEPLOY / "prefect.yaml").resolve() == FILE
-    content = yaml.safe_load(FILE.read_text())
-    assert {d["work_pool"]["name"] for d in content["deployments"]} == POOLS.keys()
+    assert {d["work_pool"]["name"] for d in deployments([])["deployments"]} == POOLS.keys()
     commands = [" ".join(service.get("command", ())) for service in compose()["services"].values()]
     assert all(f"worker start --pool {pool} --type" in " ".join(commands) for pool in POOLS)
 
@@ -91,21 +106,43 @@ def test_every_variable_of_the_compose_file_has_an_example():
     assert wanted == set(given)
 
 
-def test_docker_accepts_the_compose_file():
-    if shutil.which("docker") is None:
-        pytest.skip("there is no docker here")
-    if subprocess.run(
-        ["docker", "compose", "version"], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("docker has no compose here")
+def test_docker_accepts_the_compose_file(tmp_path: Path):
+    """By Docker's own plugin, or else by Debian's package of the older program, offline both."""
+    files = ["compose.yaml", "env.example", "databases.sql", "recipe.yaml", "nginx.conf"]
+    for name in files:
+        shutil.copy(DEPLOY / name, tmp_path)
+    command = ["docker", "compose"]
+    if _fails("docker", "compose", "version"):
+        if _fails("docker-compose", "version"):
+            pytest.skip("there is neither docker compose nor docker-compose here")
+        command = ["docker-compose", "--project-name", "llama2-rlhf"]
+        text = (tmp_path / "compose.yaml").read_text()
+        # the older program takes the name as an option alone
+        (tmp_path / "compose.yaml").write_text(text.replace("name: llama2-rlhf\n", "", 1))
     out = subprocess.run(
-        ["docker", "compose", "--file", "compose.yaml", "--env-file", "env.example", "config"],
-        cwd=DEPLOY,
+        [*command, "--file", "compose.yaml", "--env-file", "env.example", "config"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert out.returncode == 0, out.stderr
+    assert yaml.safe_load(out.stdout)["services"].keys() == compose()["services"].keys()
+
+
+def _fails(*command: str) -> bool:
+    if shutil.which(command[0]) is None:
+        return True
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_only_pages_with_a_login_are_published_and_on_loopback():
+    """MLflow's pages are reached through the proxy alone."""
+    published = {n: s["ports"] for n, s in compose()["services"].items() if "ports" in s}
+    assert published.keys() == {"prefect", "proxy", "annotation"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert "PREFECT_SERVER_API_AUTH_STRING" in compose()["services"]["prefect"]["environment"]
+    assert "auth_basic_user_file /etc/nginx/htpasswd;" in (DEPLOY / "nginx.conf").read_text()
 
 
 def test_every_setting_is_one_that_prefect_or_mlflow_reads():

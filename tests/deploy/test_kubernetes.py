@@ -89,6 +89,22 @@ def test_the_manifest_has_what_the_worker_requires() -> None:
     assert_holds(filled(name="a-run")["job_manifest"], REQUIRED)
 
 
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+def test_kubernetes_own_schemas_take_job_and_volumes(version: str) -> None:
+    """Strictly: a key that Kubernetes does not know, or misspells, is an error."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    job = filled(name="a-run")["job_manifest"]
+    for misplaced in ("parallelism", "completions"):
+        # Prefect's worker insists on them here; Kubernetes drops them, and has the same defaults
+        assert job["spec"]["template"]["spec"].pop(misplaced) == 1
+    claims = yaml.safe_load_all((DEPLOY / "kubernetes" / "volumes.yaml").read_text())
+    for manifest in (job, *claims):
+        kubernetes_validate.validate(manifest, version, strict=True)
+    job["spec"]["backofLimit"] = 0
+    with pytest.raises(kubernetes_validate.ValidationError, match="backofLimit"):
+        kubernetes_validate.validate(job, version, strict=True)
+
+
 def test_a_pod_gets_its_gpus_shared_memory_time_and_no_second_start() -> None:
     job = filled(gpus=4)["job_manifest"]["spec"]
     assert job["backoffLimit"] == 0  # a second start would be a second run beside Prefect's own

@@ -73,6 +73,8 @@ def _body(stage: str) -> Callable[[Any, Any], Any]:
         for step in range(3):
             work.track(step, {"train/loss": 3.0 - step})
             work.progress(step + 1, 3, "step", loss=3.0 - step)
+        if stage == "ppo":
+            work.show(10, [{"prompt": "Who?", "response": "Me.", "kl": 0.5}])
         _fail_if_asked(stage, config)
         artifacts = {}
         for role in TABLES.get(stage, ()):

@@ -88,6 +88,21 @@ def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(
     assert runs["pretrain"][0].data.metrics["train/loss"] == 1.0
 
 
+def test_ppos_samples_are_one_table_for_each_step_and_never_sent_twice(
+    new_walk: NewWalk,
+) -> None:
+    recipe = load_recipe("demo", ["num_versions=1", "ppo_from_version=1"])
+    walk = new_walk(recipe, tracked=True)
+    walk_all(walk)
+    list(rerun(find_nodes(recipe, "ppo", 1), new_walk(recipe, tracked=True), force=True))
+    (run,) = all_runs(walk)["ppo"]
+    client = client_of(walk)
+    (file,) = client.list_artifacts(run.info.run_id, "samples")
+    assert file.path == "samples/00000010.json"
+    table = client.load_table("1", file.path, run_ids=[run.info.run_id])
+    assert table.to_dict("records") == [{"prompt": "Who?", "response": "Me.", "kl": 0.5}]
+
+
 def test_a_dead_server_warns_once_and_fails_nothing(
     new_walk: NewWalk, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

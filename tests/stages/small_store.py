@@ -27,9 +27,9 @@ def small_tokenizer() -> Tokenizer:
     return Tokenizer.from_bytes(train_bpe(TEXTS, VOCAB))
 
 
-def causal_lm(tokenizer: Tokenizer, seed: int = 1) -> CausalLM:
+def causal_lm(tokenizer: Tokenizer, seed: int = 1, context: int = CONTEXT) -> CausalLM:
     """A language model whose answers are some seven tokens long."""
-    config = ModelConfig(VOCAB, 32, 2, 4, 2, 48, max_seq_len=CONTEXT)
+    config = ModelConfig(VOCAB, 32, 2, 4, 2, 48, max_seq_len=context)
     model = CausalLM(config, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         # A constant in the first dimension of every token is the bias that a Llama has not.
@@ -43,15 +43,15 @@ def causal_lm(tokenizer: Tokenizer, seed: int = 1) -> CausalLM:
 
 
 def small_store(
-    folder: Path, prompts: list[dict[str, object]]
+    folder: Path, prompts: list[dict[str, object]], context: int = CONTEXT
 ) -> tuple[WorkDir, dict[str, ArtifactRef]]:
     """A place to run a stage in, and its inputs by the names that configs give them."""
     attempt = folder / "work" / "key" / "attempt-1"
     attempt.mkdir(parents=True)
     work = WorkDir(attempt, Rank(0, 1, 0, torch.device("cpu")), Store.open(folder / "home"))
     tokenizer = small_tokenizer()
-    policy = causal_lm(tokenizer)
-    scorer = RewardModel.from_causal(causal_lm(tokenizer, 3), torch.Generator().manual_seed(3))
+    policy, other = causal_lm(tokenizer, 1, context), causal_lm(tokenizer, 3, context)
+    scorer = RewardModel.from_causal(other, torch.Generator().manual_seed(3))
     with torch.no_grad():
         scorer.score.weight.mul_(5)
     return work, {

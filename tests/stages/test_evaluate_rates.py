@@ -28,7 +28,7 @@ def test_each_turn_counts_the_dialogues_that_reached_it(tmp_path):
         ("turn 2", 1, 2),
         ("turn 3", 0, 1),
     ]
-    # Wilson's interval of 1 in 2 by hand: (1 ± 1.96 √(1/2 + 1.96²/4 / 1) / …) = 0.0945 to 0.9055
+    # Wilson's interval of 1 in 2: 0.5 ± 1.96 √(0.25 / 2 + 1.96² / 16) / (1 + 1.96² / 2)
     assert (rows[1]["low"], rows[1]["high"]) == (
         pytest.approx(0.0945, abs=1e-4),
         pytest.approx(0.9055, abs=1e-4),

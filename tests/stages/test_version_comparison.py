@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 
 from data_contracts.ratings import Domain
-from stages.evaluate import GOLD, REWARD_MODEL, paired
+from stages.evaluate import REWARD_MODEL, judge_agreement, opponents, paired
 from stages.models.comparison import win_rate_row
+from stages.models.evaluation_figures import GOLD, calibration_points, judged_twice
+
+GROUPS = [0.05, 0.25, 0.45, 0.65, 0.85]
 
 
 def row(version: str, prompt: str, score: float, finished: bool = True) -> dict[str, Any]:
@@ -42,6 +45,31 @@ def test_a_cut_off_answer_ranks_below_every_one_that_ended(
 def test_the_gold_judge_has_its_own_rule_for_cut_off_answers():
     rows = [row("v1", "p", 0.4, finished=False), row("sft", "p", 0.3)]
     assert paired(rows, "v1", "sft", Domain.helpfulness, GOLD) == ([0.4], [0.3])
+
+
+def test_a_version_meets_sft_the_version_before_and_what_led_to_it():
+    before = ["sft", "v4"]
+    assert opponents(before, "v5-rs") == before
+    assert opponents([*before, "v5-rs", "v5-student"], "v5-student") == before
+    assert opponents([*before, "v5-rs", "v5-student"], "v5") == [*before, "v5-rs", "v5-student"]
+    assert opponents([*before, "v5-rs", "v5"], "v6") == ["sft", "v5"]
+    assert opponents(["sft"], "v1") == ["sft"]
+
+
+def test_what_a_score_is_worth_by_groups_of_equal_size():
+    # Scores 0 … 9, and gold that follows them but for one swap.
+    scores = [float(i) for i in range(10)]
+    gold = [0.0, 0.1, 0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    points = calibration_points(scores, gold, num_groups=5)
+    assert points == [pytest.approx(p) for p in zip([0.5, 2.5, 4.5, 6.5, 8.5], GROUPS, strict=True)]
+    assert calibration_points([1.0], [0.5]) == [(1.0, 0.5)]
+
+
+def test_answers_that_were_cut_off_say_nothing_of_the_judges():
+    rows = [row("v1", "a", 0.1), row("v1", "b", 0.2), row("v1", "c", 9.0, finished=False)]
+    rows[1]["gold_helpfulness"] = 0.05
+    assert judged_twice(rows, Domain.helpfulness) == ([0.1, 0.2], [0.1, 0.05])
+    assert judge_agreement(rows) == {"judge_agreement/helpfulness": pytest.approx(-1.0)}
 
 
 def test_only_prompts_that_both_answered_are_compared():

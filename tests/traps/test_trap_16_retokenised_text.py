@@ -18,11 +18,14 @@ from trap_store import published
 
 from data_contracts.parquet import read_table
 from data_contracts.tables import CONTRACTS
-from stages import rejection_sampling
+from stages import distillation, rejection_sampling
 from stages.models.batches import Example
+from stages.models.best_of_k import best_examples
 from stages.models.finetuning import finetune
 from stages.models.rollouts import keep_rollouts
 from stages.text.dialogue import render_prompt
+from stages.text.tokenizer import Tokenizer
+from stages.text.training import train_bpe
 
 
 class Listener:
@@ -102,6 +105,44 @@ def test_the_best_of_k_is_learned_as_it_was_drawn(tmp_path, tokenizer, drawn, mo
             answer = example.tokens[example.loss_mask.index(True) :]
             assert answer in responses
             assert answer.count(EOS) == 1
+
+
+def test_a_student_learns_what_the_larger_model_drew(tmp_path, tokenizer, drawn, monkeypatch):
+    learned: list[Example] = []
+
+    def listening(model, examples, *rest):
+        learned[:] = examples
+        return finetune(model, examples, *rest)
+
+    monkeypatch.setattr(distillation, "finetune", listening)
+    work, refs = published(tmp_path, tokenizer)
+    folder, kind = rejection_sampling.run(stage_config(refs, 1), work).artifacts["scored_samples"]
+    samples = work.store.publish(folder, kind)
+    rows = [r for r in work.table(samples, "scored_samples").to_pylist() if r["best"]]
+    small = {"sequence_length": 64, "global_batch_size": 4, "num_epochs": 1}
+    distillation.run(
+        distillation.Config(init_from=refs["other"], samples=(samples,), **small), work
+    )
+    prompts = [render_prompt(r["messages"], tokenizer) for r in rows]
+    drawn_ids = [r["response_tokens"] for r in rows]
+    assert another_spelling(drawn_ids, tokenizer) > 0
+    assert [e.tokens for e in learned] == [p + r for p, r in zip(prompts, drawn_ids, strict=True)]
+
+
+def test_a_student_with_another_tokenizer_learns_the_text(tokenizer):
+    other = Tokenizer.from_bytes(train_bpe(["A sentence about rivers.\n"] * 9, 270))
+    tokens = [*tokenizer.encode("The garden"), EOS]
+    row = {
+        "sample_id": "s",
+        "messages": [{"role": "user", "content": "The river"}],
+        "response": "The garden",
+        "response_tokens": tokens,
+    }
+    (same,) = best_examples([row], tokenizer, 64)
+    (another,) = best_examples([row], other, 64)
+    assert same.tokens[-len(tokens) :] == tokens
+    answer = another.tokens[another.loss_mask.index(True) :]
+    assert (other.decode(answer[:-1]), answer[-1]) == ("The garden", other.eos_id)
 
 
 def stage_config(refs, version):

@@ -1,22 +1,20 @@
 """`rlhf up` as a team uses it: servers and workers of one home, its deployments, and the end."""
 
-import base64
 import json
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
-import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
-from standing_servers import free_port
+from up_servers import SECRET, Up, processes
 from whole_loop_home import (
     ITERATION,
-    PATIENCE_SECONDS,
     TINY,
     assert_one_paragraph,
     digests,
@@ -27,70 +25,6 @@ from whole_loop_home import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-SECRET = "admin:secret1"
-
-
-class Up:
-    """The servers of a home, reached as a browser does: with the secret and a CSRF token."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.ports = [free_port() for _ in range(3)]
-        self.api = f"http://127.0.0.1:{self.ports[0]}/api"
-
-    @property
-    def arguments(self) -> list[str]:
-        names = ("--prefect-port", "--mlflow-port", "--annotation-port")
-        return [word for pair in zip(names, map(str, self.ports), strict=True) for word in pair]
-
-    @property
-    def is_ready(self) -> bool:
-        state = self.home / "servers.json"
-        return state.is_file() and json.loads(state.read_text())["ready"]
-
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        headers = {
-            "Authorization": f"Basic {base64.b64encode(SECRET.encode()).decode()}",
-            "Content-Type": "application/json",
-        }
-        if body is not None:
-            client = str(uuid.uuid4())
-            token = self.call(f"/csrf-token?client={client}")["token"]
-            headers |= {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client}
-        content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.api + path, content, headers)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                # SQLite is busy, and the server asks to try again, as Prefect's own client does
-                if error.code != 503 or time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
-
-    def start(self, deployment: str, **parameters: Any) -> str:
-        """What the page's Run button sends; returns the flow run's id."""
-        found = self.call(f"/deployments/name/{deployment}")
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.call(f"/deployments/{found['id']}/create_flow_run", body)["id"]
-
-    def ended(self, run: str) -> dict[str, Any]:
-        """A flow run once it has ended."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            found = self.call(f"/flow_runs/{run}")
-            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return found
-            assert time.monotonic() < deadline, found
-            time.sleep(0.5)
-
-    def tasks(self, run: str) -> list[str]:
-        """Names of a flow run's tasks in the order in which they began."""
-        found = self.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-        return [task["name"] for task in sorted(found, key=lambda task: task["start_time"])]
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +103,43 @@ def test_an_iteration_waits_for_its_labels_and_goes_on_by_itself(up: Up):
     done = up.ended(second)
     assert done["state_name"] == "Completed", done["state"]
     assert up.tasks(done["id"]) == ITERATION
+    _assert_mlflow_shows_the_batch(up)
     assert again["state_type"] == "COMPLETED"
 
     late = [up.start("rlhf-iteration/weekly") for _ in range(2)]
     assert {up.ended(run)["state_name"] for run in late} == {"Skipped"}
     assert "v2/sample_pairs" not in digests(up.home)
+
+
+def _assert_mlflow_shows_the_batch(up: Up) -> None:
+    """What people labelled stands in MLflow, and both reward models trained on it."""
+    url = f"http://127.0.0.1:{up.ports[1]}/api/2.0/mlflow"
+    experiments = _posted(f"{url}/experiments/search", {"max_results": 100})["experiments"]
+    body = {
+        "experiment_ids": [found["experiment_id"] for found in experiments],
+        "filter": "tags.`rlhf.version` = '1'",
+        "max_results": 1000,
+    }
+    metrics = {}
+    for run in _posted(f"{url}/runs/search", body)["runs"]:
+        given = {metric["key"]: metric["value"] for metric in run["data"].get("metrics", [])}
+        metrics[run["info"]["run_name"]] = given
+    (delivery,) = (up.home / "annotation" / "deliveries").glob("*.parquet")
+    rows = pq.read_table(delivery).to_pylist()
+    batch = next(m for name, m in metrics.items() if "collect_preferences" in name)
+    assert batch["num_comparisons"] == len(rows) > 0
+    assert batch["mean_turns"] >= 1
+    for column in ("rating", "safety_label"):
+        for kind, count in Counter(row[column] for row in rows if row[column]).items():
+            assert batch[f"{column}/{kind}"] == count
+    assert sum("reward_model" in name for name in metrics) == 2
+
+
+def _posted(url: str, body: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def test_one_stage_again_runs_that_stage_alone(up: Up):
@@ -187,26 +153,13 @@ def test_one_stage_again_runs_that_stage_alone(up: Up):
 
 
 def test_a_killed_worker_is_started_again(up: Up):
-    (worker,) = _processes(up.home, "prefect worker start --pool rlhf-watch")
+    (worker,) = processes(up.home, "prefect worker start --pool rlhf-watch")
     os.kill(worker, signal.SIGKILL)
     wait_until(
-        lambda: _processes(up.home, "prefect worker start --pool rlhf-watch") not in ([], [worker]),
+        lambda: processes(up.home, "prefect worker start --pool rlhf-watch") not in ([], [worker]),
         "another worker",
     )
     assert up.ended(up.start("watch-annotations/every-15-minutes"))["state_type"] == "COMPLETED"
-
-
-def _processes(home: Path, words: str) -> list[int]:
-    """Processes of a home whose command line has these words, their keepers left out."""
-    found = []
-    for pid in processes_on(home):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if words in command and "keeper" not in command and "launcher" not in command:
-            found.append(pid)
-    return found
 
 
 def test_after_ctrl_c_no_process_is_left(tmp_path: Path):

@@ -40,6 +40,9 @@ def login(request: Request, service: ServiceDep, username: Text, password: Text)
         if retry_after := getattr(error, "retry_after_seconds", None):
             response.headers["Retry-After"] = str(retry_after)
         return response
+    if earlier := request.cookies.get(COOKIE):  # somebody else's, or planted: it ends here
+        with service.database.writing() as session:
+            log_out(session, earlier)
     return _with_cookie(see("/"), logged_in, service)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from annotation import guidelines, statistics, work_queue
@@ -19,7 +19,7 @@ from annotation.batches import (
     set_state,
     standing,
 )
-from annotation.labelling import adjudicate, adjudication
+from annotation.labelling import adjudicate
 from annotation.refusals import NotThereError
 from annotation.statistics import Judgement, disagreements, judgements
 from annotation.storage.schema import Batch, BatchState, Entry, EntryKind, Item
@@ -38,6 +38,8 @@ from annotation.web.visitors import Lead, ServiceDep
 from data_contracts.ratings import Domain
 
 router = APIRouter(prefix="/lead")
+
+SHOWN_DISAGREEMENTS = 20
 
 TEST_FRACTION = 0.1
 """Share of prompts in an export's test split, as the stage collect_preferences has by default."""
@@ -63,7 +65,7 @@ def _figures(session: Session, week: int) -> dict[str, Any]:
         "ratings": statistics.shares(labels, "rating"),
         "safety_labels": statistics.shares(labels, "safety_label"),
         "paper_safety_shares": statistics.PAPER_SAFETY_SHARES,
-        "num_undecided": len(_undecided(session, disagreements(labels))),
+        "num_undecided": len(_undecided(session, week)),
         "table_6": statistics.table_6(preference_rows(entries, week, TEST_FRACTION), "domain"),
         "flags": _passes(session, week),
     }
@@ -94,27 +96,27 @@ def disagreement_page(request: Request, service: ServiceDep, visitor: Lead, week
     """Items whose labels contradict each other and that wait for a decision."""
     with service.database.reading() as session:
         progress(session, week)  # a week without a batch is no page
-        waiting = _undecided(session, disagreements(judgements(session, week)))
+        found = _undecided(session, week)
+        shown = list(found)[:SHOWN_DISAGREEMENTS]
+        waiting = [(session.get_one(Item, item_id), found[item_id]) for item_id in shown]
     return page(
         request,
         "disagreements.html",
         visitor,
         week=week,
-        waiting=waiting[:20],
-        num_waiting=len(waiting),
-        submission_ids=[new_submission_id() for _ in waiting[:20]],
+        waiting=waiting,
+        num_waiting=len(found),
+        submission_ids=[new_submission_id() for _ in waiting],
     )
 
 
-def _undecided(
-    session: Session, found: dict[int, list[Judgement]]
-) -> list[tuple[Item, list[Judgement]]]:
-    items = [session.get_one(Item, item_id) for item_id in found]
-    return [
-        (item, found[item.id])
-        for item in items
-        if not item.is_retired and adjudication(session, item) is None
-    ]
+def _undecided(session: Session, week: int) -> dict[int, list[Judgement]]:
+    """Disagreements of a batch that wait for a decision, by item."""
+    decision = exists().where(Entry.item_id == Item.id, Entry.kind == EntryKind.adjudication)
+    closed = session.scalars(select(Item.id).where(Item.week == week, Item.is_retired | decision))
+    settled = set(closed)
+    found = disagreements(judgements(session, week))
+    return {item_id: labels for item_id, labels in found.items() if item_id not in settled}
 
 
 @router.post("/items/{item_id}/decision")
@@ -166,8 +168,10 @@ def change_state(
 @router.get("/batches/{week}/preferences.jsonl")
 def export(service: ServiceDep, visitor: Lead, week: Week) -> Response:
     """Delivered and standing labels as JSON lines in the columns of the preferences contract."""
-    with service.database.reading() as session:
+    with service.database.writing() as session:
         progress(session, week)
+        audit(session, service.now(), visitor.user.username, "export", f"batch {week}")
+    with service.database.reading() as session:
         entries = delivered(session, week) + standing(session, week)
         rows = preference_rows(entries, week, TEST_FRACTION)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -33,9 +33,8 @@ def home(request: Request, service: ServiceDep, visitor: Annotator) -> Response:
         done = own = None
         if batch is not None:
             done = progress(session, batch.week)
-            name = visitor.user.pseudonym
-            labels = [x for x in judgements(session, batch.week) if x.annotator == name]
-            own = annotator_row(name, labels)
+            labels = judgements(session, batch.week, visitor.user)
+            own = annotator_row(visitor.user.pseudonym, labels)
         can_undo = last_label(session, visitor.user) is not None
     return page(request, "home.html", visitor, progress=done, own=own, can_undo=can_undo)
 
@@ -43,7 +42,9 @@ def home(request: Request, service: ServiceDep, visitor: Annotator) -> Response:
 @router.get("/tasks/{domain}")
 def task(request: Request, service: ServiceDep, visitor: Annotator, domain: Domain) -> Response:
     """The next item of a task, or that there is none."""
-    return page(request, "task.html", visitor, **_work(service, visitor, domain))
+    with service.database.writing() as session:
+        slot = claim(session, visitor.user, domain, service.now())
+    return page(request, "task.html", visitor, **_work(service, visitor, domain, slot))
 
 
 @router.post("/slots/{slot_id}/label")
@@ -70,9 +71,12 @@ def label(
     )
     with service.database.writing() as session:
         entry = submit(session, visitor.user, slot_id, answer, service.now())
-    if entry.item.is_live:
-        return _go(request, f"/write/{entry.item.domain}?after={entry.item_id}")
-    return _next(request, service, visitor, Domain(entry.item.domain))
+        item, slot = entry.item, None
+        if is_htmx(request) and not item.is_live:
+            slot = claim(session, visitor.user, item.domain, service.now())
+    if item.is_live:
+        return _go(request, f"/write/{item.domain}?after={item.id}")
+    return _next(request, service, visitor, Domain(item.domain), slot)
 
 
 @router.post("/slots/{slot_id}/pass")
@@ -91,7 +95,8 @@ def pass_item(
     passed = _checked(Pass, submission_id=submission_id, kind=kind, reason=reason.strip())
     with service.database.writing() as session:
         entry = pass_on(session, visitor.user, slot_id, passed, service.now())
-    return _next(request, service, visitor, Domain(entry.item.domain))
+        slot = claim(session, visitor.user, entry.item.domain, service.now())
+    return _next(request, service, visitor, Domain(entry.item.domain), slot)
 
 
 @router.post("/slots/{slot_id}/hold", status_code=204)
@@ -107,8 +112,9 @@ def undo_last(
 ) -> Response:
     """Take the last label back and show its item again."""
     with service.database.writing() as session:
-        slot = undo(session, visitor.user, submission_id, service.now())
-    return _next(request, service, visitor, Domain(slot.item.domain))
+        domain = Domain(undo(session, visitor.user, submission_id, service.now()).item.domain)
+        slot = claim(session, visitor.user, domain, service.now())
+    return _next(request, service, visitor, domain, slot)
 
 
 @router.get("/guidelines/{domain}")
@@ -136,21 +142,22 @@ def _checked(form: type[Fields], /, **fields: Any) -> Fields:
         ) from None
 
 
-def _next(request: Request, service: Service, visitor: Visitor, domain: Domain) -> Response:
-    """The next item: as a part of the open page, or by a redirect where there is no script."""
+def _next(
+    request: Request, service: Service, visitor: Visitor, domain: Domain, slot: Slot | None
+) -> Response:
+    """The next item, which was claimed in the transaction before: as a part of the open page, or
+    by a redirect where there is no script."""
     if not is_htmx(request):
         return see(f"/tasks/{domain}")
-    return page(request, "_work.html", visitor, **_work(service, visitor, domain))
+    return page(request, "_work.html", visitor, **_work(service, visitor, domain, slot))
 
 
 def _go(request: Request, path: str) -> Response:
     return Response(headers={"HX-Redirect": path}) if is_htmx(request) else see(path)
 
 
-def _work(service: Service, visitor: Visitor, domain: Domain) -> dict[str, Any]:
+def _work(service: Service, visitor: Visitor, domain: Domain, slot: Slot | None) -> dict[str, Any]:
     """What the work area shows."""
-    with service.database.writing() as session:
-        slot = claim(session, visitor.user, domain, service.now())
     with service.database.reading() as session:
         batch = open_batch(session)
         return {

@@ -3,9 +3,18 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from annotation.live import add_live_item, continued, dialogue, two_responses
+from annotation.live import (
+    Messages,
+    Variant,
+    add_live_item,
+    continued,
+    dialogue,
+    needed_batch,
+    two_responses,
+)
 from annotation.refusals import RefusedError
 from annotation.web.fields import AfterField, AfterQuery
 from annotation.web.rendering import page, see
@@ -41,7 +50,7 @@ def writing_page(
 
 
 @router.post("/write/{domain}")
-def write(
+async def write(
     request: Request,
     service: ServiceDep,
     visitor: Annotator,
@@ -49,13 +58,29 @@ def write(
     prompt: Annotated[str, Form(max_length=50_000)],
     after: AfterField = None,
 ) -> Response:
-    """Ask both models, and put their answers before the annotator."""
-    with service.database.reading() as session:
-        messages = dialogue(session, visitor.user, after, prompt)
-    try:
+    """Ask both models, and put their answers before the annotator.
+
+    No thread is held while the models write, so that slow ones do not stop everybody's labels.
+    """
+
+    def opened() -> Messages:
+        with service.database.reading() as session:
+            return dialogue(session, visitor.user, after, prompt)
+
+    def checked() -> None:
         if not prompt.strip():
             raise RefusedError("The prompt is empty", "Write what you want to ask")
-        variants = two_responses(service.settings, messages)
+        with service.database.reading() as session:
+            needed_batch(session)
+
+    def kept(variants: tuple[Variant, Variant]) -> None:
+        with service.database.writing() as session:
+            add_live_item(session, visitor.user, domain, messages, variants, service.now())
+
+    messages = await run_in_threadpool(opened)
+    try:
+        await run_in_threadpool(checked)
+        await run_in_threadpool(kept, await two_responses(service.settings, messages))
     except RefusedError as error:
         return page(
             request,
@@ -68,6 +93,4 @@ def write(
             prompt=prompt,
             error=error,
         )
-    with service.database.writing() as session:
-        add_live_item(session, visitor.user, domain, messages, variants, service.now())
     return see(f"/tasks/{domain}")

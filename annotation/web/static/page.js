@@ -26,6 +26,15 @@ document.addEventListener("click", (event) => {
   edited.focus();
 });
 
+// A form that takes long is sent once, and its button says what is waited for.
+document.addEventListener("submit", (event) => {
+  const form = event.target.closest("form[data-waiting]");
+  if (form === null) return;
+  if (form.hasAttribute("aria-busy")) { event.preventDefault(); return; }
+  form.setAttribute("aria-busy", "true");
+  form.querySelector("button.primary").textContent = form.dataset.waiting;
+});
+
 const notice = (text) => {
   const line = document.createElement("p");
   line.className = "notice";

@@ -14,6 +14,7 @@ from stages.models.early_stopping import (
     forget_older_bests,
     keep_best,
     publish_best,
+    within_budget,
 )
 from stages.runtime.distributed import process_group
 from stages.runtime.engine import Engine, EngineSettings, OptimizerSettings
@@ -33,6 +34,28 @@ def test_the_best_iteration_and_how_long_ago_it_was():
     assert not stopping.observe(math.nan, 4)
     assert stopping.observe(2.5, 5)
     assert stopping.num_without_best == 0
+
+
+def test_training_ends_without_a_new_best_or_beyond_the_kl_budget():
+    stopping = EarlyStopping()
+    for iteration, objective in enumerate([1.0, 0.5, 0.5]):
+        stopping.observe(objective, iteration)
+    assert [stopping.is_over(patience) for patience in (2, 3)] == [True, False]
+    stopping.spend(0.9, budget=1.0)
+    stopping.spend(9.0, budget=None)
+    assert not stopping.is_over(3)
+    stopping.spend(1.1, budget=1.0)
+    assert stopping.is_over(3)
+    stopping.spend(0.0, budget=1.0)
+    assert EarlyStopping(**vars(stopping)).is_over(3), "spent for good, after a resume too"
+
+
+def test_no_version_beyond_the_kl_budget_is_kept():
+    stopping = EarlyStopping()
+    assert stopping.observe(0.0, 0, within_budget(0.0, 1.0))
+    assert not stopping.observe(5.0, 5, within_budget(1.5, 1.0))
+    assert stopping.best_iteration == 0
+    assert stopping.observe(2.0, 10, within_budget(1.0, 1.0))
 
 
 def test_rewards_are_measured_from_where_training_began_domain_by_domain():

@@ -15,7 +15,7 @@ from stages.models.instructions import PAPER_ATTRIBUTES, Attribute, combine, lis
         pytest.param("1. Tennis\n2) golf.\n(3) Chess;", ["Tennis", "golf", "Chess"], id="numbers"),
         pytest.param("- tea\n* tea making\n• TEA", ["tea", "tea making"], id="bullets"),
         pytest.param("French, German, and so on for many more.", ["French", "German"], id="commas"),
-        pytest.param("Sure! Here is a list of many hobbies:\n\ngolf\n", ["golf"], id="preface"),
+        pytest.param("Sure!\nHere are 20 hobbies:\n\ngolf\n", ["golf"], id="preface"),
         pytest.param(" \n..\n", [], id="nothing"),
     ],
 )

@@ -100,6 +100,15 @@ def test_held_out_tasks_are_asked_in_evaluation_only(prompt_rows, demonstration_
     assert not any(is_held_out(parse_prompt(prompt)) for prompt in asked)
 
 
+def test_a_prompts_side_is_the_same_in_every_world(prompt_rows):
+    """No seed or size moves a prompt that was tuned on to the evaluation, or back."""
+    other = WorldSettings(num_prompts=3000, adversarial_prompts=0.5)
+    sides = {row["prompt"]: row["split"] for row in prompts(other, seed=1)}
+    shared = [row for row in prompt_rows if row["prompt"] in sides]
+    assert len(shared) > 100
+    assert all(row["split"] == sides[row["prompt"]] for row in shared)
+
+
 def test_prompt_rows_cover_all_categories_and_splits(prompt_rows):
     assert {row["category"] for row in prompt_rows} == set(CATEGORIES)
     assert all(parse_prompt(row["prompt"]).category == row["category"] for row in prompt_rows)

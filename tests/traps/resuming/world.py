@@ -94,6 +94,8 @@ class World:
                 "num_value_warmup_iterations": 1,
                 "evaluate_every": 1,
                 "patience": 100,
+                "kl_target": 0.02,
+                "kl_horizon": 30,
             },
         }
         return {

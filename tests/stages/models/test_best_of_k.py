@@ -1,0 +1,86 @@
+"""Which of K samples is learnt, what is counted, and how the temperature is found."""
+
+import math
+
+import pytest
+import torch
+
+from stages.models.best_of_k import best_temperature, choice_counts, choose_best
+from stages.models.rewards import Scores
+from stages.models.sampling import Sample
+
+INF = math.inf
+
+
+def scored(rewards: list[float], safety: list[float] | None = None) -> Scores:
+    reward = torch.tensor(rewards)
+    return Scores(
+        reward,
+        torch.tensor(safety or [0.0] * len(rewards)),
+        reward,
+        torch.zeros(len(rewards), dtype=torch.bool),
+    )
+
+
+def test_of_equal_rewards_the_first_is_taken():
+    samples = [Sample([4, 2], "one", True), Sample([5, 2], "two", True)]
+    assert choose_best([0, 1], samples, scored([1.0, 1.0])) == 0
+    assert choose_best([1, 0], samples, scored([1.0, 1.0])) == 1
+
+
+def test_a_set_of_unsafe_answers_teaches_nothing():
+    samples = [Sample([4, 2], "one", True), Sample([5, 2], "two", True)]
+    scores = scored([1.0, 2.0], safety=[-3.0, -2.0])
+    assert choose_best([0, 1], samples, scores) == 1
+    assert choose_best([0, 1], samples, scores, unsafe_below=-1.7) is None
+    assert choose_best([0, 1], samples, scores, unsafe_below=-2.5) == 1, "one is safe enough"
+    cut_off = [samples[0], Sample([5], "two", False)]
+    assert choose_best([0, 1], cut_off, scores, unsafe_below=-2.5) is None, "it was cut off"
+
+
+def row(prompt: str, reward: float, best: bool = False, **changes: object) -> dict[str, object]:
+    defaults = {"finished": True, "response": "a", "safety_score": 1.0}
+    return {"prompt_id": prompt, "reward": reward, "best": best, **defaults, **changes}
+
+
+def test_ties_unsafe_sets_and_cut_off_samples_are_counted():
+    rows = [
+        *(row("tied", 1.0, best=True), row("tied", 1.0), row("tied", 0.5)),
+        *(row("clear", 1.0, best=True), row("clear", 1.0, finished=False)),
+        *(row("unsafe", 2.0, safety_score=-5.0), row("unsafe", 1.0, safety_score=-3.0)),
+        *(row("cut", 1.0, finished=False), row("cut", 1.0, response=" ")),
+    ]
+    assert choice_counts(rows, unsafe_below=-1.7) == {
+        "num_cut_off": 2.0,
+        "num_all_cut_off": 1.0,
+        "num_all_unsafe": 1.0,
+        "num_ties": 1.0,
+    }
+
+
+def test_the_temperature_with_the_best_maxima_wins_domain_by_domain():
+    # Helpfulness prefers 1.2 by one of its small units; safety, on a scale of hundreds, 0.8 by
+    # less than a tenth of its own. Raw means would take 0.8.
+    domains = ["helpfulness", "safety"]
+    rewards = {
+        0.8: torch.tensor([[0.0, 1.0], [0.0, 400.0]]),
+        1.2: torch.tensor([[0.0, 2.0], [0.0, 390.0]]),
+    }
+    best, worth = best_temperature(rewards, domains)
+    assert best == 1.2
+    # helpfulness: 0, 1, 0, 2: mean 0.75, deviation sqrt(0.6875)
+    # safety: 0, 400, 0, 390: mean 197.5, deviation sqrt((2 * 197.5² + 202.5² + 192.5²) / 4)
+    helpful = (2 - 0.75) / math.sqrt(0.6875)
+    safe = (390 - 197.5) / math.sqrt((2 * 197.5**2 + 202.5**2 + 192.5**2) / 4)
+    assert worth[1.2] == pytest.approx((helpful + safe) / 2, rel=1e-4)
+
+
+def test_prompts_without_a_usable_sample_at_one_temperature_count_at_none():
+    domains = ["helpfulness", "helpfulness"]
+    rewards = {
+        0.8: torch.tensor([[0.0, 1.0], [5.0, -INF]]),
+        1.2: torch.tensor([[0.0, 2.0], [-INF, -INF]]),
+    }
+    assert best_temperature(rewards, domains)[0] == 1.2
+    nothing = {t: torch.full((2, 2), -INF) for t in (0.8, 1.2)}
+    assert best_temperature(nothing, domains) == (0.8, {0.8: 0.0, 1.2: 0.0})
