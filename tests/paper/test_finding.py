@@ -90,3 +90,11 @@ def test_the_worst_effect_and_failed_seeds_decide(two, failures, verdict):
 def test_a_finding_without_its_numbers_is_open():
     assert conclude(a_finding(), {}, {1: "broken"}).verdict is Verdict.unclear
     assert conclude(a_finding(), {1: {"one": Estimate(1, 0.1)}}, {}).verdict is Verdict.unclear
+
+
+def test_what_was_hardly_measured_says_nothing():
+    nothing, one_pair = mean([]), mean([1.0])
+    assert not pooled([nothing, one_pair]).is_known
+    assert str(pooled([one_pair])) == "1.000, too few to say"
+    assert pooled([nothing, Estimate(2.0, 0.5)]) == pooled([Estimate(2.0, 0.5)])
+    assert Effect("x", "x").verdict(pooled([one_pair])) is Verdict.unclear

@@ -13,7 +13,7 @@ TINY = Scale(
     test_prompts={"helpfulness": 16, "safety": 12},
     sweep_prompts={"helpfulness": 4},
     sweep_samples=16,
-    ghost_attention={"helpfulness": 120},
+    ghost_attention={"helpfulness": 24},
     distilled_prompts=12,
     changes={
         "world": {
@@ -35,7 +35,7 @@ TINY = Scale(
             "warmup_steps": 2,
             "num_validation_sequences": 8,
         },
-        "sft": {"num_epochs": 6},  # else no answer ends, and no dialogue goes on
+        "sft": {"num_epochs": 1},
         "rejection_sampling": {"finetuning": {"num_epochs": 1}},
         "ppo": {
             "mini_batch_size": 8,
