@@ -6,6 +6,7 @@ Imported inside the sides that run a peer: accelerate must already be on the pat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -42,6 +43,38 @@ def reward_twin(model: RewardModel) -> LlamaForSequenceClassification:
     with tempfile.TemporaryDirectory() as folder:
         save_reward(Path(folder), model.config, model.state_dict(), **_IDS)
         return LlamaForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+
+
+class GatedTwins(torch.nn.Module):
+    """Two reward models behind the gate of §3.2.3, in the form that PPOTrainer asks of one."""
+
+    base_model_prefix = "both"
+
+    def __init__(
+        self, helpfulness: LlamaForSequenceClassification, safety: LlamaForSequenceClassification
+    ) -> None:
+        super().__init__()
+        self.both = _Both(helpfulness.model, safety.model)
+        self.heads = torch.nn.ModuleList([helpfulness.score, safety.score])
+
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The safety score where it is below 0.15 on the sigmoid's scale, else helpfulness."""
+        halves = hidden.chunk(2, dim=-1)
+        helpful, safe = (head(half) for head, half in zip(self.heads, halves, strict=True))
+        return torch.where(safe.sigmoid() < 0.15, safe, helpful)
+
+
+class _Both(torch.nn.Module):
+    """Two transformers that read the same tokens; their last hidden states side by side."""
+
+    def __init__(self, *backbones: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbones = torch.nn.ModuleList(backbones)
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """What PPOTrainer reads of a model's output."""
+        last = [backbone(**inputs).hidden_states[-1] for backbone in self.backbones]
+        return SimpleNamespace(hidden_states=(torch.cat(last, dim=-1),))
 
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -20,11 +20,11 @@ from rich.console import Console
 
 from data_contracts.store import Store
 from flows import progress
+from flows.events import GATE_FAILED, STAGE_STALLED
 from flows.gates import Verdict
 from flows.graph import base_nodes, version_label, version_nodes
 from flows.progress import RateMeter, Snapshot, Terminal, duration, read_snapshot
 from flows.runner import NodeResult, Walk
-from flows.standing.automations import GATE_FAILED, STAGE_STALLED
 
 LOG = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""The Llama 2 pipeline, from raw text to RLHF-Vn, as stages that can be re-run one by one.
 
-Try `rlhf demo`: a world of its own, no network, no GPU, twelve minutes on two cores.
+Try `rlhf demo`: a world of its own, no network, no GPU, five to ten minutes on two cores.
 Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
@@ -71,7 +71,7 @@ def demo(
     versions: VersionsOption = None,
     num_processes: ProcessesOption = None,
 ) -> None:
-    """Run the embedded sandbox from raw text to RLHF-V5.
+    """Run the embedded sandbox from raw text to RLHF-V2.
 
     Its prompts, demonstrations and annotators are generated, and a gold judge that no training
     sees says whether RLHF worked. Run it again and everything is reused:

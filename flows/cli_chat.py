@@ -153,7 +153,14 @@ def _reply(
 ) -> None:
     """Both models write at once; side by side on a wide terminal, else one after the other."""
     before = [conversation.num_forgotten for conversation in conversations]
-    requests = [ask(conversation, text, number) for conversation in conversations]
+    requests: list[Request] = []
+    try:
+        for conversation in conversations:
+            requests.append(ask(conversation, text, number))
+    except UserError:  # what one of them cannot read, none is asked
+        for request in requests:
+            request.is_abandoned = True
+        raise
     for conversation, known in zip(conversations, before, strict=True):
         if conversation.num_forgotten > known:
             aside.print(

@@ -5,8 +5,9 @@ logits only [chunk, V] ever exists. Two uses, two autograd functions:
 
 - training (pretraining, SFT) wants one number: `linear_cross_entropy_sum` makes the gradients
   while the logits are at hand, and the backward pass only scales them;
-- PPO and scoring want every token's log-probability: `linear_logprobs` keeps one number a row
-  and computes the logits again in the backward pass.
+- PPO's update wants every token's log-probability: `linear_logprobs` keeps one number a row and
+  computes the logits again in the backward pass. `measured_logprobs` is the same without gradients
+  and entropy, for the passes that only measure.
 
 Everything after the matrix product is at least fp32 whatever the inputs are: in bf16 a
 log-probability is off by 0.03 to 0.05, which a PPO ratio does not survive.
@@ -65,12 +66,39 @@ def linear_logprobs(
     the first step. Both results are at least fp32 and differentiable.
     Raises ValueError unless temperature > 0.
     """
+    _check_temperature(temperature)
+    return TokenLogprobs(*_TokenLogprobs.apply(hidden, weight, targets, temperature))
+
+
+@torch.no_grad()
+def measured_logprobs(
+    hidden: Float[Tensor, "R D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " R"],
+    temperature: float = 1.0,
+) -> Float[Tensor, " R"]:
+    """The log-probabilities of `linear_logprobs`, to the bit, without gradients and entropy.
+
+    On CPU it takes three quarters of the time: after the matrix product the logits are read or
+    written six times and not ten. Raises ValueError unless temperature > 0.
+    """
+    _check_temperature(temperature)
+    logprobs = hidden.new_empty(hidden.shape[0], dtype=_working_dtype(hidden))
+    buffer = _buffer(hidden, weight)
+    for rows in _chunks(hidden, weight):
+        logits = _logits(hidden[rows], weight, buffer, temperature)
+        logits.sub_(logits.amax(dim=1, keepdim=True))
+        chosen = logits.gather(1, targets[rows, None])
+        logprobs[rows] = chosen.sub_(logits.exp_().sum(dim=1, keepdim=True).log()).squeeze(1)
+    return logprobs
+
+
+def _check_temperature(temperature: float) -> None:
     if temperature <= 0:
         raise ValueError(
             f"temperature is {temperature}, and log-probabilities need one above 0. "
             "Pass the sampling temperature, or 1.0 to score tokens that were chosen greedily."
         )
-    return TokenLogprobs(*_TokenLogprobs.apply(hidden, weight, targets, temperature))
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -137,7 +165,7 @@ class _TokenLogprobs(torch.autograd.Function):
             unnormalised = torch.exp(logits.sub_(largest), out=scratch[: len(logits)])
             total = unnormalised.sum(dim=1, keepdim=True)
             log_total = total.log()
-            mean = unnormalised.mul_(logits).sum(dim=1, keepdim=True) / total
+            mean = torch.linalg.vecdot(unnormalised, logits).unsqueeze(1) / total
             entropy[rows] = (log_total - mean).squeeze(1)
             log_normalisers[rows] = (log_total + largest).squeeze(1)
             logprobs[rows] = logits.sub_(log_total).gather(1, targets[rows, None]).squeeze(1)

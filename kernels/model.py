@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import Documents, packed_attention
-from kernels.cross_entropy import TokenLogprobs, linear_cross_entropy_sum, linear_logprobs
+from kernels.cross_entropy import (
+    TokenLogprobs,
+    linear_cross_entropy_sum,
+    linear_logprobs,
+    measured_logprobs,
+)
 from kernels.pointwise import rms_norm, swiglu
 from kernels.rope import rotate, rotation_table
 
 INIT_STD = 0.02
+
+Mode = Literal["loss", "logprobs", "measure"]
+"""What a language model makes of its targets; see `CausalLM.forward`."""
 
 
 @dataclass(frozen=True)
@@ -260,16 +268,15 @@ class OutputHead(nn.Module):
         hidden: Float[Tensor, "R E"],
         targets: Int[Tensor, " R"] | None = None,
         temperature: float = 1.0,
-        mode: Literal["loss", "logprobs"] = "loss",
-    ) -> Float[Tensor, ""] | TokenLogprobs | Float[Tensor, "R V"]:
-        """Sum of cross-entropies, or log-probabilities and entropies; without targets, the logits.
-
-        All in fp32.
-        """
+        mode: Mode = "loss",
+    ) -> Float[Tensor, ""] | TokenLogprobs | Float[Tensor, " R"] | Float[Tensor, "R V"]:
+        """What `CausalLM.forward` says of the mode; without targets, the logits. All in fp32."""
         if targets is None:
             return F.linear(hidden, self.weight).float()
         if mode == "loss":
             return linear_cross_entropy_sum(hidden, self.weight, targets)
+        if mode == "measure":
+            return measured_logprobs(hidden, self.weight, targets, temperature)
         return linear_logprobs(hidden, self.weight, targets, temperature)
 
 
@@ -297,13 +304,14 @@ class CausalLM(nn.Module):
         rows: Int[Tensor, " R"],
         targets: Int[Tensor, " R"],
         temperature: float = 1.0,
-        mode: Literal["loss", "logprobs"] = "loss",
-    ) -> Float[Tensor, ""] | TokenLogprobs:
+        mode: Mode = "loss",
+    ) -> Float[Tensor, ""] | TokenLogprobs | Float[Tensor, " R"]:
         """Score next tokens: after position rows[i] comes targets[i].
 
         Only these rows pass the last feed-forward and the output layer. "loss" gives the sum of
         their cross-entropies in nats (temperature does not enter), "logprobs" each target's
-        log-probability and the entropy (R,) under softmax(logits / temperature). All in fp32.
+        log-probability and the entropy (R,) under softmax(logits / temperature), "measure" the
+        log-probabilities alone and without gradients. All in fp32.
         """
         hidden = self.backbone(tokens, documents, rows)
         return self.lm_head(hidden, targets, temperature, mode)

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
+from data_contracts.errors import UserError
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
 from stages.models.best_of_k import best_examples, best_temperature, choice_counts, choose_best
@@ -102,6 +103,8 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     longest = config.finetuning.sequence_length
     examples = best_examples(bag, tokenizer, longest)
     examples += answer_examples(replay + extra, tokenizer, longest)
+    if not examples:
+        raise nothing_to_learn(config, scored)
     engine = finetune(policy, examples, config.finetuning, config.seed, work)
 
     return StageOutput(
@@ -121,6 +124,19 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "num_extra": float(len(extra)),
             "num_overlong": float(len(bag) + len(replay) + len(extra) - len(examples)),
         },
+    )
+
+
+def nothing_to_learn(config: Config, scored: list[dict[str, Any]]) -> UserError:
+    """Why no prompt had an answer to learn."""
+    counts = choice_counts(scored, unsafe_score(config))
+    num_prompts = len({row["prompt_id"] for row in scored})
+    return UserError(
+        f"None of {num_prompts} prompts has an answer to learn: the Safety RM finds all samples of "
+        f"{counts['num_all_unsafe']:.0f} unsafe, those of {counts['num_all_cut_off']:.0f} were cut "
+        "off",
+        "Look at the Safety RM's gate/fired_on_safe, raise max_new_tokens or num_samples, or set "
+        "drop_all_unsafe=false",
     )
 
 

@@ -88,6 +88,8 @@ class RewardModelSettings(CheckpointSettings):
     threshold means a probability. The auxiliary loss does so in training; the two go together."""
     max_tokens: int = Field(default=4096, gt=1)
     """Tokens of prompt and response together."""
+    max_test_pairs: int | None = Field(default=None, gt=0)
+    """Most held-out pairs of each test set, a seeded choice; all of them without it."""
     overlong: OverlongPair = "error"
     engine: EngineSettings = EngineSettings()
 
@@ -312,6 +314,8 @@ def evaluate(
     accuracies, calibration, metrics = [], [], {}
     for name, candidates in test_sets.items():
         held_out = [r for r in candidates if r["split"] == "test"]
+        order = shuffled(len(held_out), seed_from(config.seed, "test", name))
+        held_out = [held_out[i] for i in order[: config.max_test_pairs]]
         pairs = render_pairs(held_out, tokenizer, config.max_tokens, overlong)
         if not pairs:
             continue

@@ -21,6 +21,8 @@ class Conversation:
     num_forgotten: int = 0
     """Turns (a message and its response) that the context no longer holds."""
     _turns: list[dict[str, str]] = field(default_factory=list)
+    _asked: list[dict[str, str]] = field(default_factory=list)
+    """The turns with the message that is being answered."""
 
     def ask(
         self, text: str, *, max_tokens: int | None, temperature: float, top_p: float, seed: int
@@ -32,10 +34,10 @@ class Conversation:
         """
         length = max_tokens or self.engine.default_length
         asked = {"role": "user", "content": text}
-        turns = [*self._turns, asked]
+        turns, num_forgotten = [*self._turns, asked], 0
         while (room := self._room(turns)) < length and len(turns) > 1:
             turns = turns[2:]
-            self.num_forgotten += 1
+            num_forgotten += 1
         if room < min(length, SMALLEST_REPLY_TOKENS):
             context = self.engine.model.config.max_seq_len
             raise UserError(
@@ -43,13 +45,14 @@ class Conversation:
                 f"{self.name} reads and writes {context} in all",
                 "Shorten it",
             )
-        self._turns = turns
+        self._asked = turns
+        self.num_forgotten += num_forgotten
         sampling = Sampling(min(length, room), temperature, top_p)
         return self.engine.submit(self._messages(turns), sampling, seed)
 
     def answered(self, text: str) -> None:
         """Keep what the model has said; a response that was broken off counts as far as it went."""
-        self._turns.append({"role": "assistant", "content": text})
+        self._turns = [*self._asked, {"role": "assistant", "content": text}]
 
     def reset(self) -> None:
         """Forget every turn."""

@@ -159,7 +159,7 @@ def activations(
     size = element_bytes(engine)
     layer = batch.num_tokens * layer_bytes(model, size, fused)
     backward = batch.num_tokens * size * 2 * (model.ffn_hidden + model.dim)
-    norm = batch.num_tokens * model.dim * (2 * size if fused else 8 + size)
+    norm = batch.num_tokens * model.dim * 2 * size
     at_the_head = norm + head_bytes(model, size, batch)
     rotation = batch.num_tokens * FP32 * model.head_dim
     if not engine.activation_checkpointing:
@@ -178,7 +178,6 @@ def layer_bytes(model: ModelConfig, size: int, fused: bool) -> int:
     attention += size * dim + FP32 * model.n_heads  # output, log-normaliser
     feed_forward = size * 3 * hidden  # gate and up, their product
     if not fused:
-        norms += 2 * ((8 - size) * dim)  # input in fp32 and what it is before the gain
         attention += size * dim  # output, heads brought together
         feed_forward += size * hidden  # silu(gate)
     return norms + attention + feed_forward
@@ -202,8 +201,8 @@ def evaluation(model: ModelConfig, size: int, num_tokens: int) -> int:
 
     The chunks of logits are those of log-probabilities; a scorer has none.
     """
-    feed_forward = num_tokens * size * 4 * (model.ffn_hidden + model.dim)
-    chunks = 2 * FP32 * min(num_tokens * model.vocab_size, CHUNK_ELEMENTS_CUDA)
+    feed_forward = num_tokens * size * (3 * model.ffn_hidden + 4 * model.dim)
+    chunks = FP32 * min(num_tokens * model.vocab_size, CHUNK_ELEMENTS_CUDA)
     return max(feed_forward, chunks + 2 * num_tokens * size * model.dim)
 
 

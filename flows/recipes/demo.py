@@ -1,4 +1,4 @@
-"""The sandbox: a world of its own, five versions, on two cores in minutes."""
+"""The sandbox: a world of its own, two versions, on two cores in minutes."""
 
 from pathlib import Path
 
@@ -24,17 +24,15 @@ SEQUENCE_LENGTH = 96
 
 
 def recipe() -> Recipe:
-    """V1 to V4 by rejection sampling, V5 with PPO on top; the gold judge says whether it worked."""
+    """V1 by rejection sampling, V2 with PPO on top; the gold judge says whether it worked."""
     return Recipe(
         name="demo",
-        description="The embedded sandbox: raw text to RLHF-V5, no network, no GPU",
+        description="The embedded sandbox: raw text to RLHF-V2, no network, no GPU",
         product="sandbox",
-        num_versions=5,
-        ppo_from_version=5,
-        bag_all_from_version=4,
+        num_versions=2,
+        ppo_from_version=2,
+        bag_all_from_version=2,
         rejection_sampling_start="previous",
-        # from the chat model on all batches, every week's would take half of the demo's time
-        reward_model_start="previous",
         world=WorldSettings(num_documents=52_000, num_demonstrations=6_000, num_open_pairs=10_000),
         ingest=ingest(),
         tokenizer=TokenizerSettings(vocab_size=768),
@@ -70,8 +68,7 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # 400 own pairs a week are too few: most of the mix is open-source-like
-            other_share=0.92,
-            newest_share=0.4,
+            other_share=0.9,
             max_tokens=CONTEXT,
         ),
         safety_rm=RewardModelSettings(
@@ -79,15 +76,12 @@ def recipe() -> Recipe:
             global_batch_size=32,
             micro_batch_size=32,
             # with the paper's 0.1 the gate fires on harmless prompts here
-            helpfulness_share=0.25,
-            newest_share=0.4,
+            helpfulness_share=0.5,
             max_tokens=CONTEXT,
         ),
         rejection_sampling=RejectionSamplingSettings(
             num_prompts={"helpfulness": 600, "safety": 200},
             num_samples=8,
-            search_temperatures=(0.8, 1.0, 1.2),
-            num_search_prompts={"helpfulness": 32, "safety": 16},
             max_new_tokens=MAX_NEW_TOKENS,
             finetuning=FinetuningSettings(
                 learning_rate=5e-4,
@@ -109,6 +103,7 @@ def recipe() -> Recipe:
             whiten_by="domain",
             num_held_out_prompts={"helpfulness": 128, "safety": 64},
             evaluate_every=5,
+            show_samples_every=5,
         ),
         evaluate=EvaluateSettings(
             num_prompts={"helpfulness": 600, "safety": 300},

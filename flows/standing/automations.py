@@ -26,9 +26,9 @@ from prefect.settings import get_current_settings
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
+from flows.events import GATE_FAILED, STAGE_STALLED
+
 WEBHOOK_VARIABLE = "RLHF_WEBHOOK"
-GATE_FAILED = "rlhf.gate.failed"
-STAGE_STALLED = "rlhf.stage.stalled"
 LATE_PATIENCE = timedelta(minutes=10)
 """A run is Late after 15 s already, which is nothing where it waits for another one to end."""
 _BEATS = 3
@@ -72,10 +72,11 @@ def _save(url: str) -> CallWebhook:
 
 
 def _notifications(call: CallWebhook, late: timedelta) -> Iterator[AutomationCore]:
-    run = "{{ flow_run.name }} {{ event.resource['prefect.state-name'] }}"
+    name = "{{ event.resource['prefect.resource.name'] }}"
+    run = f"{name} {{{{ event.resource['prefect.state-name'] }}}}"
     why = "{{ event.resource.get('prefect.state-message', '') }}"
-    for name in ("Failed", "Crashed"):
-        yield _telling(call, name.lower(), _seen(f"prefect.flow-run.{name}"), f"{run}: {why}")
+    for state in ("Failed", "Crashed"):
+        yield _telling(call, state.lower(), _seen(f"prefect.flow-run.{state}"), f"{run}: {why}")
     yield _telling(
         call,
         "late",
@@ -87,7 +88,7 @@ def _notifications(call: CallWebhook, late: timedelta) -> Iterator[AutomationCor
             posture=Posture.Proactive,
             within=late,
         ),
-        f"{{{{ flow_run.name }}}} is late: no worker has taken it for {late}",
+        f"{name} is late: no worker has taken it for {late}",
     )
     yield _telling(call, "stalled", _seen(STAGE_STALLED), "{{ event.payload['text'] }}")
     yield _telling(call, "gate", _seen(GATE_FAILED), "{{ event.payload['text'] }}")

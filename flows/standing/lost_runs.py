@@ -10,6 +10,7 @@ import json
 import urllib.request
 import uuid
 from collections.abc import Collection, Iterable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -62,5 +63,8 @@ def runs_of(pids: Iterable[int]) -> set[str]:
 
 
 def _answer(request: urllib.request.Request) -> Any:
-    with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+            return json.load(answer)
+    except (HTTPException, ValueError) as error:  # it ended while it answered
+        raise OSError(str(error)) from error

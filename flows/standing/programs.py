@@ -1,6 +1,7 @@
 """The programs of `rlhf up`: their commands and the settings they read."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def environment_of(
     settings = {
         "RLHF_HOME": where.home,
         "RLHF_RECIPE": str(where.recipe.resolve()),
-        "RLHF_FLOW_COMMAND": f"{sys.executable} -m prefect.engine",
+        "RLHF_FLOW_COMMAND": f"{shlex.quote(sys.executable)} -m prefect.engine",
         "PREFECT_API_URL": at.api,
         "PREFECT_HOME": str(where.prefect_home),
         "PREFECT_SERVER_UI_API_URL": at.api,  # else the page asks port 4200

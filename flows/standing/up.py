@@ -21,7 +21,14 @@ from flows.standing import state
 from flows.standing.addresses import Addresses
 from flows.standing.descendants import descendants, end_descendants, inherit_orphans
 from flows.standing.lost_runs import lost_runs
-from flows.standing.programs import Program, log_of, owns_mlflow_database, servers, workers
+from flows.standing.programs import (
+    POOLS,
+    Program,
+    log_of,
+    owns_mlflow_database,
+    servers,
+    workers,
+)
 
 _START_SECONDS = 600.0
 """A busy machine imports Prefect and MLflow for minutes. A program that ends is seen at once."""
@@ -212,12 +219,13 @@ class Servers:
         self._looked_at = time.monotonic()
         secret = self._environment.get("PREFECT_API_AUTH_STRING", "")
         try:
-            now = lost_runs(self._at.api, secret, self._pools, descendants())
-        except (OSError, ValueError, KeyError):  # the server is away, or not itself yet
+            # on a stage's pool workers of other machines may work, too
+            now = lost_runs(self._at.api, secret, list(POOLS), descendants())
+        except OSError:  # the server is away
             return
         if still := sorted(now & self._lost):
             self._say(f"No process works for {len(still)} run(s) any more; putting back")
-            self._try_to_put_back(self._pools, still)
+            self._try_to_put_back(list(POOLS), still)
         self._lost = now
 
     def _try_to_put_back(self, pools: Sequence[str], runs: Sequence[str] = ()) -> None:

@@ -108,8 +108,8 @@ def response_logprobs(
             flat.rows,
             flat.targets,
             temperature=temperature,
-            mode="logprobs",
-        ).logprobs
+            mode="measure",
+        )
 
     return per_token(measure, trajectories, rank)
 

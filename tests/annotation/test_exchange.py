@@ -247,13 +247,20 @@ def test_a_file_of_another_kind_is_a_user_error_that_quotes_nothing(name, text):
         ({"messages": [{"role": "user", "content": " "}]}, "empty message"),
         ({"comparison_id": "c" * 201}, "comparison_id"),
         ({"response_b": " Answer one to c"}, "the same one twice"),
-        ({"labels": [{"annotator": "x", "pick": p, "rating": "better"} for p in "ab"]}, "two"),
     ],
-    ids=["no-messages", "no-question", "blank-prompt", "long-id", "same-responses", "two-labels"],
+    ids=["no-messages", "no-question", "blank-prompt", "long-id", "same-responses"],
 )
 def test_what_could_not_be_labelled_or_delivered_does_not_come_in(database, name, change, problem):
     text = FORMATS[name].write([Record.model_validate(comparison("c") | change)])
     with pytest.raises(UserError, match=problem), database.writing() as session:
+        import_records(session, 1, read_records(text, name, "file"), BatchPlan(), START)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "label_studio"])
+def test_two_labels_of_one_annotator_do_not_come_in(database, name):
+    labels = [{"annotator": "x", "pick": pick, "rating": "better"} for pick in "ab"]
+    text = FORMATS[name].write([Record.model_validate(comparison("c") | {"labels": labels})])
+    with pytest.raises(UserError, match="two labels"), database.writing() as session:
         import_records(session, 1, read_records(text, name, "file"), BatchPlan(), START)
 
 

@@ -14,7 +14,7 @@ def problem(source: str, *settings: str) -> str:
 
 
 def test_the_named_recipes() -> None:
-    assert recipe_names() == ["13b", "34b", "70b", "7b", "demo", "dialogue", "real"]
+    assert recipe_names() == ["13b", "34b", "70b", "7b", "demo", "dialogue", "real", "v5"]
     for name in recipe_names():
         assert load_recipe(name).name == name
 
@@ -49,7 +49,7 @@ def test_settings_change_one_value_and_keep_its_neighbours() -> None:
 def test_overrides_come_last() -> None:
     recipe = load_recipe("demo", ["seed=1"], seed=2, num_versions=None, launch__num_processes=2)
     assert recipe.seed == 2
-    assert recipe.num_versions == 5
+    assert recipe.num_versions == 2
     assert recipe.launch.of("ppo").num_processes == 2
     assert recipe.launch.of("ingest").num_processes == 1
 
@@ -98,7 +98,7 @@ def test_many_problems_are_cut_short() -> None:
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:
-    assert "Take one of 13b, 34b, 70b, 7b, demo, dialogue, real" in problem("dmo")
+    assert "Take one of 13b, 34b, 70b, 7b, demo, dialogue, real, v5" in problem("dmo")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1\n")
     assert "not valid YAML" in problem(str(broken))

@@ -106,7 +106,9 @@ def test_a_cascade_leaves_later_versions_alone_that_have_not_begun(
 def test_the_form_offers_every_node():
     from flows.rerun import StageName
 
-    recipes = [load_recipe("real"), load_recipe("demo", ["student.pretrain.model.dim=16"])]
+    everything = ["student.pretrain.model.dim=16", "gatt_from_version=2"]
+    everything.append("safety_distillation_from_version=2")
+    recipes = [load_recipe("real"), load_recipe("demo", everything)]
     known = {node.id.name for recipe in recipes for node in nodes(recipe)}
     assert {stage.value for stage in StageName} == known
 

@@ -9,7 +9,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import cross_entropy
-from kernels.cross_entropy import linear_cross_entropy_sum, linear_logprobs
+from kernels.cross_entropy import (
+    linear_cross_entropy_sum,
+    linear_logprobs,
+    measured_logprobs,
+)
 
 
 @pytest.fixture(params=[1, 5 * 37, 10**9], ids=["row by row", "5 rows", "one chunk"])
@@ -210,6 +214,16 @@ def test_logprobs_equal_float64(temperature):
 
 
 @pytest.mark.usefixtures("_chunk")
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_measured_logprobs_are_the_same_to_the_bit(temperature, dtype):
+    inputs = _inputs(dtype=dtype)
+    measured = measured_logprobs(*inputs, temperature)
+    assert torch.equal(measured, linear_logprobs(*inputs, temperature).logprobs)
+    assert not measured.requires_grad
+
+
+@pytest.mark.usefixtures("_chunk")
 @pytest.mark.parametrize("pick", [slice(0, 1), slice(1, 2), slice(0, 2)])
 def test_logprobs_gradcheck(pick):
     hidden, weight, targets = _inputs(rows=4, dim=3, vocab=5, dtype=torch.float64)
@@ -256,8 +270,9 @@ def test_logprobs_read_the_weight_anew_in_the_backward_pass():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_a_temperature_without_logprobs_is_refused(temperature):
-    with pytest.raises(ValueError, match="Pass the sampling temperature"):
-        linear_logprobs(*_inputs(), temperature=temperature)
+    for function in (linear_logprobs, measured_logprobs):
+        with pytest.raises(ValueError, match="Pass the sampling temperature"):
+            function(*_inputs(), temperature=temperature)
 
 
 def test_one_chunk_makes_its_logits_once():

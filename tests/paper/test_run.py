@@ -10,7 +10,6 @@ from paper.__main__ import summary, write
 from paper.findings import FINDINGS
 from paper.runner import run_findings
 
-
 NEED_A_CHAT_MODEL = "mo"
 """Their stages keep whole answers alone, and the tiny model never ends one."""
 RUN = [finding for finding in FINDINGS if finding.letter not in NEED_A_CHAT_MODEL]

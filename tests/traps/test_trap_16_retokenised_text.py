@@ -12,10 +12,12 @@ Seen to fail with each of these planted in the product:
 - the best of K learned from its text.
 """
 
+import pytest
 from trap_models import EOS
 from trap_ppo import bench
 from trap_store import published
 
+from data_contracts.errors import UserError
 from data_contracts.parquet import read_table
 from data_contracts.tables import CONTRACTS
 from stages import distillation, rejection_sampling
@@ -129,8 +131,17 @@ def test_a_student_learns_what_the_larger_model_drew(tmp_path, tokenizer, drawn,
     assert [e.tokens for e in learned] == [p + r for p, r in zip(prompts, drawn_ids, strict=True)]
 
 
+def test_where_all_samples_are_unsafe_there_is_nothing_to_learn(tmp_path, tokenizer):
+    """These reward models are drawn at random; the threshold says that nothing is safe."""
+    work, refs = published(tmp_path, tokenizer)
+    strict = {"gate_threshold": 0.999999, "drop_all_unsafe": True}
+    config = stage_config(refs, 1).model_copy(update=strict)
+    with pytest.raises(UserError, match=r"None of 6 prompts has an answer to learn"):
+        rejection_sampling.run(config, work)
+
+
 def test_a_student_with_another_tokenizer_learns_the_text(tokenizer):
-    other = Tokenizer.from_bytes(train_bpe(["A sentence about rivers.\n"] * 9, 270))
+    other = Tokenizer.from_bytes(train_bpe(["A sentence about rivers.\n"] * 9, 290))
     tokens = [*tokenizer.encode("The garden"), EOS]
     row = {
         "sample_id": "s",
@@ -153,6 +164,7 @@ def stage_config(refs, version):
             "version": version,
             "start_from": refs["policy"],
             "num_samples": 4,
+            "drop_all_unsafe": False,
             "max_new_tokens": 8,
             "finetuning": {"sequence_length": 64, "global_batch_size": 4, "num_epochs": 1},
         }

@@ -92,7 +92,7 @@ def _environment(server: Server) -> dict[str, str]:
 
 def test_a_failure_is_told_with_its_reason(server: Server, receiver: Receiver):
     assert troubled(server, "failing").returncode == 1
-    wait_until(lambda: receiver.has("doomed Failed"), "the message of a failure")
+    wait_until(lambda: receiver.has("doomed Failed"), "the message of a failure", pause=0.3)
     assert receiver.has("doomed Failed", 'a reason with "quotes" and ümlauts')
 
 
@@ -104,9 +104,11 @@ def test_a_stage_that_stands_still_and_a_gate_are_told(
         _command("stalling"), env=environment, capture_output=True, text=True, check=False
     )
     assert out.returncode == 0, out.stderr
-    wait_until(lambda: receiver.has("v7/ppo has stood at its beginning"), "a stage's silence")
+    wait_until(
+        lambda: receiver.has("v7/ppo has stood at its beginning"), "a stage's silence", pause=0.3
+    )
     assert sum("v7/ppo has stood" in text for text in receiver.texts) == 1, "once is enough"
-    wait_until(lambda: receiver.has("v7 did not pass"), "a gate")
+    wait_until(lambda: receiver.has("v7 did not pass"), "a gate", pause=0.3)
     assert receiver.has("policy: is better (0.400, limit 0.500)")
 
 
@@ -118,7 +120,7 @@ def test_a_run_that_nobody_takes_is_told(server: Server, receiver: Receiver):
         name="forgotten",
         state={"type": "SCHEDULED", "state_details": {"scheduled_time": "2026-01-01T00:00:00Z"}},
     )
-    wait_until(lambda: receiver.has("forgotten is late"), "the message of a late run")
+    wait_until(lambda: receiver.has("forgotten is late"), "the message of a late run", pause=0.3)
 
 
 def test_a_run_whose_process_is_gone_is_crashed_and_told(server: Server, receiver: Receiver):
@@ -128,10 +130,18 @@ def test_a_run_whose_process_is_gone_is_crashed_and_told(server: Server, receive
     with contextlib.ExitStack() as stack:
         stack.callback(process.wait, PATIENCE_SECONDS)
         stack.callback(process.kill)
-        wait_until(lambda: _events(server, "prefect.flow-run.heartbeat"), "a heartbeat", process)
+        wait_until(
+            lambda: _events(server, "prefect.flow-run.heartbeat"), "a heartbeat", process, 0.3
+        )
     assert _state(server, "silent") == "RUNNING"
-    wait_until(lambda: _state(server, "silent") == "CRASHED", "three heartbeats to be missed")
-    wait_until(lambda: receiver.has("silent Crashed", "has been silent for 0:01:30"), "its message")
+    wait_until(
+        lambda: _state(server, "silent") == "CRASHED", "three heartbeats to be missed", pause=0.3
+    )
+    wait_until(
+        lambda: receiver.has("silent Crashed", "has been silent for 0:01:30"),
+        "its message",
+        pause=0.3,
+    )
 
 
 def test_without_a_webhook_nobody_is_told_any_more(server: Server):

@@ -94,13 +94,14 @@ def visited(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> Itera
         long = ("--set", "pretrain.num_tokens=200000")
         with running_rlhf(*arguments, *long, home=home, **at) as run:
             wait_until(lambda: _is_pretraining(home), "pretraining", run)
-            with _held(run):
-                time.sleep(PAGE_SECONDS)  # only what takes so long comes on the page
-            wait_until(lambda: _progress(prefect, "rlhf-base-pretrain"), "its progress", run)
+            for expected in ("steps/s", "left"):  # one update more, and its rate is known
+                with _held(run):
+                    time.sleep(PAGE_SECONDS)  # only what takes so long comes on the page
+                wait_until(lambda words=expected: words in _progress(prefect), expected, run, 0.3)
             with _held(run):  # until a person has looked
                 runs = visitor.read(f"{prefect.url}/runs", "rlhf-base")
                 key = f"{prefect.url}/artifacts/key/rlhf-base-pretrain"
-                progress = visitor.read(key, "steps/s", "pretrain")
+                progress = visitor.read(key, "left", "pretrain")
                 visitor.take_picture("prefect-progress")
             assert run.wait(PATIENCE_SECONDS) == 0
         yield Visited(prefect, mlflow, runs, progress)
@@ -119,9 +120,10 @@ def _held(process: subprocess.Popen[bytes]) -> Iterator[None]:
     process.send_signal(signal.SIGCONT)
 
 
-def _progress(prefect: Server, key: str) -> list[Any]:
-    artifacts = prefect.post("/api/artifacts/filter")
-    return [a for a in artifacts if (a["key"], a["type"]) == (key, "progress")]
+def _progress(prefect: Server) -> str:
+    """What the progress artifact of pretraining says."""
+    made = [a for a in prefect.post("/api/artifacts/filter") if a["type"] == "progress"]
+    return " ".join(a["description"] for a in made if a["key"] == "rlhf-base-pretrain")
 
 
 def test_a_run_at_work_shows_its_name_and_how_far_it_is(visited: Visited):
@@ -171,4 +173,5 @@ def test_mlflows_page_lists_versions_stages_and_models(visited: Visited, visitor
     visitor.wait_for("reward_model-helpfulness", "rejection_sampling", "pretrain")
     visitor.take_picture("mlflow-runs")
     visitor.read(f"{visited.mlflow.url}/#/models", "policy", "helpfulness-rm", "safety-rm")
+    visitor.page.keyboard.press("Escape")  # the praise of a new page, shown once
     visitor.take_picture("mlflow-models")

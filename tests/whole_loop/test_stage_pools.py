@@ -61,12 +61,14 @@ def process_of(up: Up, run: str) -> int:
 
 def test_a_killed_iteration_finds_its_stage_again(up: Up):
     run = up.start("rlhf-iteration/weekly")
-    wait_until(lambda: is_running(up, HELPFULNESS), "the stage on its pool")
+    wait_until(lambda: is_running(up, HELPFULNESS), "the stage on its pool", pause=0.5)
     os.kill(process_of(up, run), signal.SIGKILL)
     assert up.ended(run)["state_type"] == "CRASHED"
     retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
     up.call(f"/flow_runs/{run}/set_state", retry)
-    wait_until(lambda: up.call(f"/flow_runs/{run}")["state_type"] == "RUNNING", "the retry")
+    wait_until(
+        lambda: up.call(f"/flow_runs/{run}")["state_type"] == "RUNNING", "the retry", pause=0.5
+    )
     done = up.ended(run)
     assert (done["name"], done["state_type"]) == ("rlhf-v1", "COMPLETED"), done["state"]
     for name in (HELPFULNESS, SAFETY):
@@ -82,6 +84,7 @@ def test_a_person_is_asked_about_a_gate_and_decides(up: Up):
     wait_until(
         lambda: up.call(f"/flow_runs/{run}")["state_name"] == "Suspended",
         "the form",
+        pause=0.5,
     )
     assert "policy" not in champions(up)
     form = up.call(f"/flow_runs/{run}/input/suspended-rlhf-v1-gates-schema")
@@ -120,6 +123,7 @@ def test_cancelling_an_iteration_cancels_its_stage(up: Up):
     wait_until(
         lambda: [r["state_type"] for r in stage_runs(up, SAFETY)] == ["COMPLETED", "RUNNING"],
         "the stage by force on its pool",
+        pause=0.5,
     )
     up.call(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     assert up.ended(run)["state_type"] == "CANCELLED"

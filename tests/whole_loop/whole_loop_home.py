@@ -138,16 +138,22 @@ def forget(home: Path, first_version: int) -> None:
 
 
 def wait_until(
-    is_so: Callable[[], Any], what: str, process: subprocess.Popen[bytes] | None = None
+    is_so: Callable[[], Any],
+    what: str,
+    process: subprocess.Popen[bytes] | None = None,
+    pause: float = 0.01,
 ) -> None:
-    """Look again and again, as long as the process that should bring it about is there."""
+    """Look again and again, as long as the process that should bring it about is there.
+
+    `pause` in seconds is longer where a server has to be asked, which costs it something.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert process is None or process.poll() is None, (
             f"the process ended: no use to await {what}"
         )
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def processes_on(home: Path) -> list[int]:

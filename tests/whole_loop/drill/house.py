@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from drill.api import ENDED, PATIENCE_SECONDS, Mlflow, Prefect
-from standing_servers import free_port
+from drill.ports import lasting_port
 from whole_loop_home import RLHF, TINY, environment_of, processes_on, run_rlhf
 
 from data_contracts.ledger import Ledger
@@ -44,7 +44,7 @@ class House:
         self.recipe = folder / "drill.yaml"
         values = yaml.safe_load((Path(__file__).parent / "recipe.yaml").read_text())
         self.write_recipe(self.recipe, {"extends": str(TINY), **values})
-        self._ports = [free_port() for _ in range(3)]
+        self._ports = [lasting_port() for _ in range(3)]
         self.prefect = Prefect(f"http://127.0.0.1:{self._ports[0]}/api", SECRET)
         self.mlflow = Mlflow(f"http://127.0.0.1:{self._ports[1]}")
         self._up: subprocess.Popen[bytes] | None = None

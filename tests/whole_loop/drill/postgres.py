@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from drill.ports import lasting_port
 from drill.row import NotHere
-from standing_servers import free_port
 
 _PLACES = ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/17/bin")
 _START_SECONDS = 60.0
@@ -28,7 +28,7 @@ def cluster(wanted: bool) -> Iterator[Mapping[str, str]]:
         return
     programs, user = _programs(), _server_user()
     folder = Path(tempfile.mkdtemp(prefix="rlhf-pg-", dir="/tmp"))  # a socket's path must be short
-    port = free_port()
+    port = lasting_port()
     try:
         if user is not None:
             shutil.chown(folder, user)

@@ -45,11 +45,11 @@ def killed_task(house: House) -> str:
 
 
 def killed_worker(house: House) -> str:
-    """`rlhf up` starts another one, which goes on with the same run."""
+    """Its runs end with it; `rlhf up` starts another one, which goes on with what was not told."""
     training = Training(house)
     training.await_steps()
     house.kill("worker start --pool rlhf ")
-    return training.finish()
+    return training.finish_or_retry()
 
 
 def killed_prefect(house: House) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
-from drill.api import ENDED
 from drill.disk import filled
 from drill.house import House
 from drill.row import Row, require
@@ -77,11 +76,7 @@ def full_disk(house: House) -> str:
     with filled(house.home, leave_bytes=0):
         house.wait_until(lambda: not house.pids("rank"), "training to meet the full disk")
         house.wait_until(lambda: not house.pids("flow run"), "its run to end")
-    found = house.prefect.await_state(training.run, *ENDED)
-    if found["state_type"] == "COMPLETED":
-        return f"went on by itself; {training.judge()}"
-    house.prefect.retry(training.run)
-    return f"{found['state_name']}, Retry; {training.finish()}"
+    return training.finish_or_retry()
 
 
 ROWS = (

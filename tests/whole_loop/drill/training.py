@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drill.api import ENDED
 from drill.house import RERUN, House
 from drill.row import require
 
@@ -44,6 +45,15 @@ class Training:
         """Wait for a good end of the run; what was done again because of the interruption."""
         self._house.prefect.completed(self.run)
         return self.judge()
+
+    def finish_or_retry(self) -> str:
+        """Wait for the run's end, and press Retry when it is no good one: either may come, as the
+        run's own process could still report its end or could not."""
+        found = self._house.prefect.await_state(self.run, *ENDED)
+        if found["state_type"] == "COMPLETED":
+            return f"went on by itself, {self.judge()}"
+        self._house.prefect.retry(self.run)
+        return f"{found['state_name']}, Retry, {self.finish()}"
 
     def judge(self) -> str:
         """Whether the last attempt resumed and gave the same bits; how many steps it made again."""
