@@ -9,7 +9,7 @@ TESTS  := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 PEERS  := .bench/peers
 BENCHMARKS := pretrain sft reward_model ppo generation loss attention validation zero
 
-.PHONY: help demo test check traps resume drill test-all bench gpu clean
+.PHONY: help demo paper test check traps resume drill test-all bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.installed  ## the sandbox from raw text to RLHF-V2, five to ten minutes on 2 cores
 	$(BIN)/rlhf demo
+
+paper: $(VENV)/.installed  ## the paper's findings in miniature, report/index.html; QUICK=1: one seed, smaller
+	$(BIN)/python -m paper $(if $(QUICK),--quick)
 
 check: $(VENV)/.installed-dev  ## style, types and the layers of the packages
 	$(BIN)/ruff check .
@@ -65,4 +68,4 @@ gpu:  ## the kernels on a GPU: right in bf16, how fast; needs a python3 with tor
 	$(GPU_PYTHON) -m benchmarks.gpu --output gpu.json
 
 clean:  ## forget the environment and the demo's results
-	rm -rf $(VENV) .bench rlhf_home
+	rm -rf $(VENV) .bench rlhf_home rlhf_paper report

@@ -388,6 +388,22 @@ class Tracker:
             if is_metric and math.isfinite(value):
                 yield Metric(_metric_name(name), float(value), at, int(row["step"]))
 
+    @_never_fails
+    def log_report(
+        self, name: str, metrics: Mapping[str, float], tags: Mapping[str, str], folder: Path
+    ) -> None:
+        """A run of its own for a report: its numbers, its verdicts as tags, and its files."""
+        from mlflow.entities import Metric, RunTag
+
+        run_id = self._client.create_run(self._experiment, tags={_NAME_TAG: name}).info.run_id
+        now = int(time.time() * 1000)
+        named = [Metric(_metric_name(k), v, now, 0) for k, v in metrics.items() if math.isfinite(v)]
+        for i in range(0, len(named), _BATCH):
+            self._client.log_batch(run_id, metrics=named[i : i + _BATCH])
+        self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._client.log_artifacts(run_id, str(folder))
+        self._client.set_terminated(run_id, "FINISHED")
+
     # --- registered models ---
 
     @_never_fails

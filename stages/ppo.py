@@ -33,7 +33,7 @@ from stages.models.early_stopping import (
 from stages.models.folders import load_policy, load_scorer
 from stages.models.ppo_update import UpdateSettings, update
 from stages.models.prompts import Prompts, select_prompts
-from stages.models.rewards import GATE_THRESHOLD, RewardModels, whitened
+from stages.models.rewards import GATE_THRESHOLD, RewardModels, raw_scores, whitened
 from stages.models.rollouts import (
     Rollouts,
     Trajectory,
@@ -90,8 +90,9 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     gamma: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
-    whiten_by: Literal["batch", "domain"] = "batch"
-    """Whiten rewards over the whole batch, or helpfulness and safety scores each by themselves."""
+    whiten_by: Literal["batch", "domain", "none"] = "batch"
+    """Whiten rewards over the whole batch, or helpfulness and safety scores each by themselves;
+    "none" takes them as they are, which an ablation needs and nobody else."""
     unfinished_score: float = -1.0
     """Whitened score of a response that was cut off; it takes no part in whitening (trap 7)."""
     num_held_out_prompts: dict[str, int] = {"helpfulness": 512, "safety": 128}
@@ -300,7 +301,8 @@ def roll_out(
         raw = models.rewards.score([t.tokens for t in trajectories], is_safety, work)
         finished = torch.tensor([t.finished for t in trajectories])
         group = torch.tensor(is_safety) & (config.whiten_by == "domain")
-        scores = whitened(raw.reward, group, finished, config.unfinished_score)
+        make_scores = raw_scores if config.whiten_by == "none" else whitened
+        scores = make_scores(raw.reward, group, finished, config.unfinished_score)
     rewards = kl_shaped_rewards(scores, logprobs, ref_logprobs, lengths, beta)
     advantages, returns = gae(rewards, values, lengths, config.gamma, config.gae_lambda)
 

@@ -79,3 +79,8 @@ def whitened(reward: Tensor, group: Tensor, finished: Tensor, unfinished_score: 
     if finished.any():
         scores[finished] = whiten_by_group(reward[finished], group[finished].long())
     return scores
+
+
+def raw_scores(reward: Tensor, group: Tensor, finished: Tensor, unfinished_score: float) -> Tensor:
+    """R_c as it is, in place of `whitened`: on the reward models' own scale."""
+    return torch.where(finished, reward, unfinished_score)

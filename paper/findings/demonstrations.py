@@ -1,0 +1,169 @@
+"""(n), (p), (q): which answers to learn from: how safe, how clean, and whose."""
+
+from collections.abc import Mapping
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.ratings import Domain
+from paper import gold
+from paper.finding import Chart, Effect, Estimate, Estimates, Finding, mean, paired
+from paper.findings.reward_models import small_chat_model
+from paper.lab import Lab
+from stages.sandbox.world import WorldSettings
+
+NUM_CLEAN = 600
+"""Clean demonstrations against the recipe's noisy ones, ten times as many."""
+CLEAN = {
+    "content_flaw_rate": 0.0,
+    "missing_closing_rate": 0.0,
+    "untidy_rate": 0.0,
+    "compliance_rate": 0.0,
+    "borderline_refusal_rate": 0.0,
+    "refusal_reason_rate": 1.0,
+    "refusal_alternative_rate": 1.0,
+}
+SAFETY_SHARES = (0.0, 0.25, 0.5, 1.0)
+"""Of the safety prompts that rejection sampling has."""
+HELD = 0.03
+"""Gold helpfulness that may be lost where it is said to be held."""
+STUDENT = "medium"
+
+
+def levels(scores: Mapping[str, Mapping[Domain, gold.ByPrompt]]) -> Estimates:
+    """Mean gold score of each model in each domain."""
+    return {
+        f"{domain}/{name}": mean(list(found[domain].values()))
+        for name, found in scores.items()
+        for domain in Domain
+    }
+
+
+def both_domains(lab: Lab, model: ArtifactRef) -> dict[Domain, gold.ByPrompt]:
+    """A model's gold scores on held-out prompts."""
+    rows = gold.answers(lab, model)
+    return {domain: gold.by_prompt(rows, domain) for domain in Domain}
+
+
+# ---- (n) more safety data
+
+
+def safety_data(lab: Lab) -> Estimates:
+    """Rejection sampling of V1 with more and more of the safety prompts."""
+    num_safety = lab.scale.rejection_sampling["safety"]
+    scores = {
+        f"{share:.0%}": both_domains(lab, with_safety_prompts(lab, round(share * num_safety)))
+        for share in SAFETY_SHARES
+    }
+    estimates = levels(scores)
+    most, none = scores["100%"], scores["0%"]
+    estimates["safer"] = paired(most[Domain.safety], none[Domain.safety])
+    kept = paired(most[Domain.helpfulness], none[Domain.helpfulness])
+    estimates["helpfulness held"] = Estimate(HELD + kept.value, kept.error)
+    return estimates
+
+
+def with_safety_prompts(lab: Lab, count: int) -> ArtifactRef:
+    """V1's model when only so many safety prompts are sampled."""
+    counts = {"helpfulness": lab.scale.rejection_sampling["helpfulness"], "safety": count}
+    return lab.varied(1, "rejection_sampling", num_prompts=counts).outputs["model"]
+
+
+# ---- (p) few clean, many noisy
+
+
+def few_clean(lab: Lab) -> Estimates:
+    """SFT on a few clean demonstrations and on ten times as many noisy ones."""
+    scores = {
+        "few clean": both_domains(lab, tuned_on_clean(lab)),
+        "many noisy": both_domains(lab, lab.sft),
+    }
+    estimates = levels(scores)
+    for domain in Domain:
+        gain = paired(scores["few clean"][domain], scores["many noisy"][domain])
+        estimates[f"clean, {domain}"] = gain
+    return estimates
+
+
+def tuned_on_clean(lab: Lab) -> ArtifactRef:
+    """The base model fine-tuned on clean demonstrations, for as many epochs."""
+    assert lab.recipe.world is not None
+    world = lab.recipe.world.model_copy(
+        update={"num_documents": 10, "num_open_pairs": 10, "num_demonstrations": NUM_CLEAN, **CLEAN}
+    )
+    files = lab.made("sandbox_world", **_fields(world)).outputs["files"]
+    demonstrations = lab.ingested(files)["demonstrations"]
+    return lab.varied(0, "sft", demonstrations=demonstrations).outputs["model"]
+
+
+def _fields(settings: WorldSettings) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
+
+
+# ---- (q) distillation
+
+
+def distillation(lab: Lab) -> Estimates:
+    """A smaller model: its own rejection sampling against the large model's best samples."""
+    student = small_chat_model(lab, STUDENT)
+    own = lab.varied(1, "rejection_sampling", policy=student, start_from=student).outputs
+    tuning = lab.recipe.rejection_sampling.finetuning
+    taught = lab.varied(
+        0,
+        "sft",
+        init_from=student,
+        demonstrations=lab.output(1, "rejection_sampling", "demonstrations"),
+        learning_rate=tuning.learning_rate,
+        num_epochs=tuning.num_epochs,
+    ).outputs
+    scores = {
+        "small SFT": both_domains(lab, student),
+        "own samples": both_domains(lab, own["model"]),
+        "distilled": both_domains(lab, taught["model"]),
+    }
+    estimates = levels(scores)
+    for domain in Domain:
+        gain = paired(scores["distilled"][domain], scores["own samples"][domain])
+        estimates[f"distilled, {domain}"] = gain
+    return estimates
+
+
+FINDINGS = (
+    Finding(
+        "n",
+        "Figure 14",
+        "More safety data makes the model safer, and helpfulness is held.",
+        "V1's rejection sampling with 0, 25, 50 and 100 % of the safety prompts beside the same "
+        f"helpfulness prompts. Held means: gold helpfulness falls by less than {HELD}.",
+        safety_data,
+        (
+            Effect("safer", "gold safety, all safety prompts minus none"),
+            Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
+        ),
+        (Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),),
+        weight=9,
+    ),
+    Finding(
+        "p",
+        "§3.1",
+        "A few clean demonstrations are worth more than many noisy ones.",
+        f"SFT on {NUM_CLEAN} clean demonstrations and on the recipe's noisy ones, ten times as "
+        "many, for the same number of epochs.",
+        few_clean,
+        tuple(
+            Effect(f"clean, {d.value}", f"gold {d.value}, few clean minus many noisy")
+            for d in Domain
+        ),
+        (Chart("bars", {d.value: d.value for d in Domain}, "demonstrations", "gold score"),),
+        weight=4,
+    ),
+    Finding(
+        "q",
+        "§3.2.3",
+        "A smaller model learns more from the large model's best samples than from its own.",
+        "A medium model's own rejection sampling against fine-tuning on the large model's best "
+        "answers to the same prompts, chosen by the same reward models.",
+        distillation,
+        (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),
+        (Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),),
+        weight=5,
+    ),
+)

@@ -1,0 +1,157 @@
+"""(m), (o): instructions that last, and answers distilled from a safety preprompt."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from data_contracts.artifacts import ArtifactRef
+from data_contracts.base import Contract
+from data_contracts.ratings import Domain
+from paper import gold
+from paper.finding import Chart, Effect, Estimate, Estimates, Finding, paired
+from paper.findings.demonstrations import HELD, levels
+from paper.lab import Lab
+from stages.models.retention import RETENTION
+
+NUM_PROMPTS = {"helpfulness": 24, "safety": 12}
+"""The evaluation's other part, which is not read here."""
+
+
+def further_tuned(lab: Lab, start: ArtifactRef, demonstrations: ArtifactRef) -> ArtifactRef:
+    """A model tuned further on a stage's demonstrations, with rejection sampling's settings."""
+    tuning = lab.recipe.rejection_sampling.finetuning
+    return lab.varied(
+        0,
+        "sft",
+        init_from=start,
+        demonstrations=demonstrations,
+        learning_rate=tuning.learning_rate,
+        num_epochs=tuning.num_epochs,
+        overlong="drop",
+    ).outputs["model"]
+
+
+# ---- (m) Ghost Attention
+
+
+def ghost_attention(lab: Lab) -> Estimates:
+    """Share of answers that keep the first turn's instruction, by turn (Table 30)."""
+    talking = lab.with_dialogues()
+    made = talking.made(
+        "ghost_attention",
+        **settings_of(talking.recipe.ghost_attention),
+        version=1,
+        prompts=talking.prompts,
+        policy=talking.sft,
+    )
+    models = {
+        "without": talking.sft,
+        "with": further_tuned(talking, talking.sft, made.outputs["demonstrations"]),
+    }
+    estimates: Estimates = {}
+    turns: dict[str, list[Estimate]] = {name: [] for name in models}
+    for row in retention(talking, models):
+        kept = proportion(row)
+        estimates[f"{row['version']}/{row['group'].removeprefix('turn ')}"] = kept
+        turns[row["version"]].append(kept)
+    estimates["lasts"] = turns["with"][-1] - turns["without"][-1]
+    estimates["is lost without"] = turns["without"][0] - turns["without"][-1]
+    return estimates
+
+
+def retention(lab: Lab, models: dict[str, ArtifactRef]) -> list[dict[str, Any]]:
+    """The rates of kept instructions that `evaluate` finds, turn by turn.
+
+    Its scores of reward models are not read, so the Safety RM stands in for both.
+    """
+    judge = lab.output(1, "reward_model-safety")
+    evaluated = lab.made(
+        "evaluate",
+        **{**settings_of(lab.recipe.evaluate), "num_prompts": NUM_PROMPTS},
+        version=1,
+        models=models,
+        helpfulness_rm=judge,
+        safety_rm=judge,
+        prompts=lab.prompts,
+    )
+    rows = lab.rows(evaluated.outputs["rates"])
+    return [row for row in rows if row["measure"] == RETENTION]
+
+
+def proportion(row: Mapping[str, Any]) -> Estimate:
+    """A rate with the standard error of a proportion, which is never quite 0."""
+    num, rate = row["num_answers"], row["rate"]
+    smoothed = (rate * num + 1) / (num + 2)
+    return Estimate(rate, math.sqrt(smoothed * (1 - smoothed) / num))
+
+
+def settings_of(settings: Contract) -> dict[str, Any]:
+    """A settings record's values by field."""
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
+
+
+# ---- (o) context distillation
+
+
+def context_distillation(lab: Lab) -> Estimates:
+    """Fine-tuned on answers from behind a preprompt: none, the same for all, by risk category."""
+    talking = lab.with_dialogues()
+    judge = talking.output(1, "reward_model-safety")
+    models = {"none": talking.sft}
+    for method in ("untargeted", "targeted"):
+        made = talking.made(
+            "safety_distillation",
+            **{**settings_of(talking.recipe.safety_distillation), "method": method},
+            version=1,
+            prompts=talking.prompts,
+            policy=talking.sft,
+            safety_rm=judge,
+        )
+        models[method] = further_tuned(talking, talking.sft, made.outputs["demonstrations"])
+    scores: dict[str, dict[Domain, gold.ByPrompt]] = {}
+    for name, model in models.items():
+        rows = gold.answers(talking, model, helpfulness_rm=judge, safety_rm=judge)
+        scores[name] = {domain: gold.by_prompt(rows, domain) for domain in Domain}
+    estimates = levels(scores)
+    targeted = scores["targeted"]
+    estimates["distilled"] = paired(targeted[Domain.safety], scores["none"][Domain.safety])
+    estimates["targeted"] = paired(targeted[Domain.safety], scores["untargeted"][Domain.safety])
+    kept = paired(targeted[Domain.helpfulness], scores["none"][Domain.helpfulness])
+    estimates["helpfulness held"] = Estimate(HELD + kept.value, kept.error)
+    return estimates
+
+
+FINDINGS = (
+    Finding(
+        "m",
+        "Table 30",
+        "With Ghost Attention an instruction of the first turn lasts; without it is lost after a "
+        "few turns.",
+        "The chat model of a world with dialogues, and the same fine-tuned on Ghost Attention's, "
+        "hold the same dialogues of six turns, the instruction in the first turn alone; a rule "
+        "checks every answer.",
+        ghost_attention,
+        (
+            Effect("lasts", "kept in the last turn, with minus without"),
+            Effect("is lost without", "kept without, first turn minus last"),
+        ),
+        (Chart("lines", {"with": "with", "without": "without"}, "turn", "instruction kept"),),
+        weight=12,
+    ),
+    Finding(
+        "o",
+        "Figure 16",
+        "Distilling answers given behind a safety preprompt makes the model safer, most with a "
+        "template for the risk category.",
+        "The SFT model fine-tuned on its own answers from behind a generic preprompt, or behind "
+        "the category's template, where the Safety RM prefers them to the plain answer.",
+        context_distillation,
+        (
+            Effect("distilled", "gold safety, targeted minus none"),
+            Effect("targeted", "gold safety, targeted minus untargeted"),
+            Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
+        ),
+        (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
+        weight=7,
+    ),
+)

@@ -1,0 +1,148 @@
+"""How large the experiments are: a recipe for each seed, and the sizes of the probes.
+
+Everything not named here is the demo recipe's, so that the findings are about what users run.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.recipe import Recipe, merged
+from flows.recipes import demo, dialogue
+from stages.pretrain import ModelSettings
+
+Counts = dict[str, int]
+"""Prompts by domain."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of one run of `make paper`."""
+
+    seeds: tuple[int, ...]
+    first_week: Counts
+    """Prompts of the first batch of preferences: the pool of the reward-model findings."""
+    later_weeks: Counts
+    rejection_sampling: Counts
+    num_samples: int
+    """K of rejection sampling."""
+    ppo_iterations: int
+    """Of V5 and of each ablation."""
+    ppo_batch: int
+    test_prompts: Counts
+    """Held-out prompts on which the gold judge looks at a model."""
+    sweep_prompts: Counts
+    """Held-out prompts that are sampled many times."""
+    sweep_samples: int
+    """Samples for each of them, at each temperature."""
+    ghost_attention: Counts
+    """Prompts that are joined to Ghost Attention's dialogues."""
+    distilled_prompts: int
+    """Adversarial prompts of context distillation."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Other values of the recipe, nested as in a recipe's file."""
+
+
+FULL = Scale(
+    seeds=(1, 2, 3),
+    first_week={"helpfulness": 2000, "safety": 1000},
+    later_weeks={"helpfulness": 300, "safety": 200},
+    rejection_sampling={"helpfulness": 400, "safety": 150},
+    num_samples=6,
+    ppo_iterations=20,
+    ppo_batch=160,
+    test_prompts={"helpfulness": 400, "safety": 200},
+    sweep_prompts={"helpfulness": 64},
+    sweep_samples=16,
+    ghost_attention={"helpfulness": 1500},
+    distilled_prompts=400,
+)
+QUICK = Scale(
+    seeds=(1,),
+    first_week={"helpfulness": 1600, "safety": 800},
+    later_weeks={"helpfulness": 200, "safety": 150},
+    rejection_sampling={"helpfulness": 240, "safety": 100},
+    num_samples=4,
+    ppo_iterations=10,
+    ppo_batch=128,
+    test_prompts={"helpfulness": 240, "safety": 120},
+    sweep_prompts={"helpfulness": 40},
+    sweep_samples=16,
+    ghost_attention={"helpfulness": 1000},
+    distilled_prompts=250,
+)
+
+MODEL_SIZES: dict[str, ModelSettings] = {
+    "small": ModelSettings(
+        dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_hidden=88, max_seq_len=demo.CONTEXT
+    ),
+    "medium": ModelSettings(
+        dim=64, n_layers=2, n_heads=4, n_kv_heads=4, ffn_hidden=172, max_seq_len=demo.CONTEXT
+    ),
+}
+"""The smaller models of Figure 6 and of distillation; the demo's own is the large one."""
+
+
+def recipe(scale: Scale, seed: int) -> Recipe:
+    """The pipeline of one seed: V1-V4 by rejection sampling, V5 with PPO on top (§3.2.3)."""
+    base = demo.recipe()
+    assert base.world is not None
+    sized = base.model_copy(
+        update={
+            "name": "paper",
+            "product": "paper",
+            "seed": seed,
+            "num_versions": 5,
+            "ppo_from_version": 5,
+            "world": base.world.model_copy(update={"num_open_pairs": 5_000}),
+            "sample_pairs": base.sample_pairs.model_copy(update={"num_prompts": scale.later_weeks}),
+            "collect_preferences": base.collect_preferences.model_copy(
+                update={"test_fraction": 0.3}
+            ),
+            "helpfulness_rm": base.helpfulness_rm.model_copy(update={"other_share": 0.7}),
+            "rejection_sampling": base.rejection_sampling.model_copy(
+                update={
+                    "num_prompts": scale.rejection_sampling,
+                    "num_samples": scale.num_samples,
+                }
+            ),
+            "ppo": base.ppo.model_copy(
+                update={
+                    "num_iterations": scale.ppo_iterations,
+                    "batch_size": scale.ppo_batch,
+                    "num_held_out_prompts": {"helpfulness": 64, "safety": 32},
+                }
+            ),
+            "evaluate": base.evaluate.model_copy(update={"num_prompts": scale.test_prompts}),
+        }
+    )
+    return changed(sized, scale)
+
+
+def dialogue_recipe(scale: Scale, seed: int) -> Recipe:
+    """The pipeline of Ghost Attention and context distillation: as far as a Safety RM."""
+    base = dialogue.recipe()
+    assert base.evaluate.retention is not None
+    sized = base.model_copy(
+        update={
+            "name": "paper-dialogue",
+            "product": "paper",
+            "seed": seed,
+            "sample_pairs": base.sample_pairs.model_copy(
+                update={"num_prompts": scale.later_weeks | {"safety": 400}}
+            ),
+            "ghost_attention": base.ghost_attention.model_copy(
+                update={"num_prompts": scale.ghost_attention}
+            ),
+            "safety_distillation": base.safety_distillation.model_copy(
+                update={"num_prompts": scale.distilled_prompts}
+            ),
+        }
+    )
+    return changed(sized, scale)
+
+
+def changed(sized: Recipe, scale: Scale) -> Recipe:
+    """A recipe with the scale's other values."""
+    if not scale.changes:
+        return sized
+    return Recipe.model_validate(merged(sized.model_dump(mode="json"), scale.changes))

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+
+from paper.finding import (
+    Effect,
+    Estimate,
+    Finding,
+    Interval,
+    Verdict,
+    conclude,
+    mean,
+    paired,
+    pooled,
+    win_rate,
+)
+
+Z = 1.959964
+
+
+def test_seeds_that_agree_are_weighted_by_their_precision():
+    # weights 100 and 25; the spread is smaller than the errors explain
+    interval = pooled([Estimate(1.0, 0.1), Estimate(1.1, 0.2)])
+    assert interval.value == pytest.approx((100 * 1.0 + 25 * 1.1) / 125)
+    assert interval.high - interval.value == pytest.approx(Z / math.sqrt(125))
+
+
+def test_seeds_that_differ_widen_the_interval():
+    # by hand: weights 100 each, Q = 2 × 100 × 0.5² = 50, tau² = (50 − 1) / (200 − 20000 / 200)
+    interval = pooled([Estimate(0.0, 0.1), Estimate(1.0, 0.1)])
+    tau2 = 49 / 100
+    assert interval.value == pytest.approx(0.5)
+    assert interval.high - 0.5 == pytest.approx(Z * math.sqrt((0.01 + tau2) / 2))
+
+
+def test_one_seed_keeps_its_own_interval():
+    assert pooled([Estimate(2.0, 0.5)]).low == pytest.approx(2 - Z * 0.5)
+
+
+def test_exact_numbers_have_no_width():
+    assert pooled([Estimate(3.0), Estimate(3.0)]) == Interval(3.0, 3.0, 3.0)
+
+
+def test_paired_means_and_win_rates_by_hand():
+    own, other = {"a": 1.0, "b": 0.5, "c": 0.0}, {"a": 0.0, "b": 0.5, "d": 9.0}
+    assert paired(own, other) == Estimate(0.5, pytest.approx(math.sqrt(0.5) / math.sqrt(2)))
+    assert win_rate(own, other).value == 0.75
+    assert mean([1.0]).error == math.inf
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.2, Verdict.reproduced),
+        (-0.1, 0.2, Verdict.unclear),
+        (-0.2, -0.1, Verdict.not_reproduced),
+        (0.0, 0.0, Verdict.unclear),
+    ],
+)
+def test_an_effect_is_judged_by_its_whole_interval(low, high, verdict):
+    assert Effect("x", "x").verdict(Interval(0.0, low, high)) is verdict
+
+
+def test_an_effect_too_small_to_matter_is_not_reproduced():
+    effect = Effect("x", "x", matters=0.05)
+    assert effect.verdict(Interval(0.0, -0.01, 0.02)) is Verdict.not_reproduced
+    assert effect.verdict(Interval(0.03, -0.01, 0.07)) is Verdict.unclear
+    assert effect.verdict(Interval(0.02, 0.01, 0.03)) is Verdict.reproduced
+
+
+def a_finding() -> Finding:
+    return Finding("z", "", "", "", lambda lab: {}, (Effect("one", ""), Effect("two", "")))
+
+
+@pytest.mark.parametrize(
+    ("two", "failures", "verdict"),
+    [
+        (0.5, {}, Verdict.reproduced),
+        (0.0, {}, Verdict.unclear),
+        (-0.5, {}, Verdict.not_reproduced),
+        (0.5, {2: "no memory"}, Verdict.unclear),
+    ],
+    ids=["all hold", "one open", "one against", "a seed failed"],
+)
+def test_the_worst_effect_and_failed_seeds_decide(two, failures, verdict):
+    measured = {1: {"one": Estimate(0.5, 0.1), "two": Estimate(two, 0.1)}}
+    assert conclude(a_finding(), measured, failures).verdict is verdict
+
+
+def test_a_finding_without_its_numbers_is_open():
+    assert conclude(a_finding(), {}, {1: "broken"}).verdict is Verdict.unclear
+    assert conclude(a_finding(), {1: {"one": Estimate(1, 0.1)}}, {}).verdict is Verdict.unclear
+
+
+def test_what_was_hardly_measured_says_nothing():
+    nothing, one_pair = mean([]), mean([1.0])
+    assert not pooled([nothing, one_pair]).is_known
+    assert str(pooled([one_pair])) == "1.000, too few to say"
+    assert pooled([nothing, Estimate(2.0, 0.5)]) == pooled([Estimate(2.0, 0.5)])
+    assert Effect("x", "x").verdict(pooled([one_pair])) is Verdict.unclear

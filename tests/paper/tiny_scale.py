@@ -1,0 +1,48 @@
+"""Sizes at which every finding runs in seconds. Its numbers are noise; that it runs is the test."""
+
+from paper.scale import Scale
+
+TINY = Scale(
+    seeds=(1,),
+    first_week={"helpfulness": 60, "safety": 40},
+    later_weeks={"helpfulness": 24, "safety": 16},
+    rejection_sampling={"helpfulness": 12, "safety": 8},
+    num_samples=2,
+    ppo_iterations=2,
+    ppo_batch=16,
+    test_prompts={"helpfulness": 16, "safety": 12},
+    sweep_prompts={"helpfulness": 4},
+    sweep_samples=16,
+    ghost_attention={"helpfulness": 24},
+    distilled_prompts=12,
+    changes={
+        "world": {
+            "num_documents": 400,
+            "num_demonstrations": 160,
+            "num_prompts": 800,
+            "num_open_pairs": 120,
+            "conversations": {
+                "num_instructed": 40,
+                "num_dialogues": 60,
+                "num_preprompted": 40,
+                "num_documents": 100,
+            },
+        },
+        "tokenizer": {"vocab_size": 512},
+        "pretrain": {
+            "model": {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_hidden": 64},
+            "num_tokens": 20_480,
+            "warmup_steps": 2,
+            "num_validation_sequences": 8,
+        },
+        "sft": {"num_epochs": 1},
+        "rejection_sampling": {"finetuning": {"num_epochs": 1}},
+        "ppo": {
+            "mini_batch_size": 8,
+            "micro_batch_size": 8,
+            "num_value_warmup_iterations": 1,
+            "evaluate_every": 1,
+            "num_held_out_prompts": {"helpfulness": 8, "safety": 8},
+        },
+    },
+)
