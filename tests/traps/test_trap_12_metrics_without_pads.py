@@ -109,6 +109,7 @@ def test_metrics_of_the_rollout_are_means_over_responses(tmp_path, tokenizer):
         "ppo/safety_score": sum(safety) / num,
         "ppo/gate_rate": sum(is_gated) / num,
         "ppo/kl": sum(x.sum().item() for x in log_ratios) / num,
+        "ppo/beta": ready.config.kl_beta,
         "ppo/response_tokens": sum(len(t.response) for t in trajectories) / num,
         "ppo/unfinished_share": sum(not t.finished for t in trajectories) / num,
     }
