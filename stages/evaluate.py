@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
@@ -317,9 +318,8 @@ def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
     for domain in Domain:
         scores, gold = judged_twice(rows, domain)
         if len(set(scores)) > 1 and len(set(gold)) > 1:
-            from scipy.stats import spearmanr  # here, since it takes a second
-
-            correlation, _ = spearmanr(scores, gold)
+            ranks = pd.DataFrame({"score": scores, "gold": gold}).rank()
+            correlation = ranks["score"].corr(ranks["gold"])  # Spearman's: Pearson's of the ranks
             metrics[f"judge_agreement/{domain}"] = float(correlation)
     return metrics
 
