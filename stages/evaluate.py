@@ -318,9 +318,9 @@ def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
     for domain in Domain:
         scores, gold = judged_twice(rows, domain)
         if len(set(scores)) > 1 and len(set(gold)) > 1:
-            ranks = pd.DataFrame({"score": scores, "gold": gold}).rank()
-            correlation = ranks["score"].corr(ranks["gold"])  # Spearman's: Pearson's of the ranks
-            metrics[f"judge_agreement/{domain}"] = float(correlation)
+            ranks = [np.asarray(pd.Series(values).rank()) for values in (scores, gold)]
+            # Spearman's is Pearson's of the ranks
+            metrics[f"judge_agreement/{domain}"] = float(np.corrcoef(ranks)[0, 1])
     return metrics
 
 
