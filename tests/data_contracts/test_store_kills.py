@@ -108,6 +108,7 @@ def test_two_runners_of_one_key_run_it_once(tmp_path):
 
 def test_publishers_of_the_same_files_do_not_meet(tmp_path):
     script = """
+        print("ready", flush=True)
         while not Path(sys.argv[1], "go").exists():
             time.sleep(0.001)
         for number in range(40):
@@ -116,7 +117,9 @@ def test_publishers_of_the_same_files_do_not_meet(tmp_path):
     """
     home = tmp_path / "home"
     runners = [start(home, script) for _ in range(2)]
-    time.sleep(1.0)
+    for runner in runners:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == "ready\n"
     (home / "go").write_text("")
     assert [finish(runner)[0::2] for runner in runners] == [(0, "")] * 2
     store = Store.open(home)
