@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
@@ -318,6 +317,8 @@ def judge_agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
     for domain in Domain:
         scores, gold = judged_twice(rows, domain)
         if len(set(scores)) > 1 and len(set(gold)) > 1:
+            import pandas as pd  # here, since recipes import this file and have no use for it
+
             ranks = [np.asarray(pd.Series(values).rank()) for values in (scores, gold)]
             # Spearman's is Pearson's of the ranks
             metrics[f"judge_agreement/{domain}"] = float(np.corrcoef(ranks)[0, 1])
