@@ -36,11 +36,15 @@ def sources_of(module: str, packages: Collection[str]) -> dict[str, Path]:
     if _file_of(module) is None:
         raise ModuleNotFoundError(f"There is no module {module!r} to read the source of")
     found: dict[str, Path] = {}
+    seen: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _file_of(name)
-        if path is None or name in found:
+        if path is None:
             continue
         found[name] = path
         if "." in name:
@@ -69,13 +73,16 @@ def git_commit(package: str = "data_contracts") -> str:
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions of distributions; those that are not installed are left out."""
-    versions = {}
-    for name in sorted(set(names)):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    versions = ((name, _version(name)) for name in sorted(set(names)))
+    return {name: version for name, version in versions if version is not None}
+
+
+@functools.cache
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _file_of(module: str) -> Path | None:

@@ -45,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""The Llama 2 pipeline, from raw text to RLHF-Vn, as stages that can be re-run one by one.
 
-Try `rlhf demo`: a world of its own, no network, no GPU, five to ten minutes on two cores.
+Try `rlhf demo`: a world of its own, no network, no GPU, about ten minutes on two cores.
 Then look: `rlhf status`, `rlhf models`, `rlhf plan`.
 
 On your own data: `rlhf run --recipe my.yaml --data DIR`, where my.yaml says `extends: real` and
@@ -71,7 +71,7 @@ def demo(
     versions: VersionsOption = None,
     num_processes: ProcessesOption = None,
 ) -> None:
-    """Run the embedded sandbox from raw text to RLHF-V2.
+    """Run the embedded sandbox from raw text to RLHF-V5.
 
     Its prompts, demonstrations and annotators are generated, and a gold judge that no training
     sees says whether RLHF worked. Run it again and everything is reused:
@@ -112,17 +112,18 @@ def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
     store, ledger = opened(where)
     from flows.occupied import occupied, refuse_other_product
     from flows.report import print_report
-    from flows.server import ensure_server, server_errors_explained
+    from flows.server import begin_api, server_errors_explained
 
     with occupied(store):
         refuse_other_product(where, recipe)
         prepare(where)
-        prefect_at = ensure_server(where)
+        api = begin_api(where)
         from flows.pipeline import rlhf_run
 
+        api.wait()
         with server_errors_explained(where):
             rlhf_run(recipe.model_dump(mode="json"), where.home, force)
-        print_report(recipe, store, ledger, where, prefect_at, wide_console())
+        print_report(recipe, store, ledger, where, api.place, wide_console())
 
 
 @app.command()

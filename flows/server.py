@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,38 @@ _BUSY_STATUS = 503
 _RETRY_SECONDS = b"0.2"
 
 
-def ensure_server(where: Places) -> str:
-    """Have an API to talk to: the user's, or the one that `rlhf up` keeps for this home, or a
-    server on this home's database until we exit.
+@dataclass(frozen=True)
+class Api:
+    """A Prefect API that may still be starting."""
 
-    Returns the user's URL or the path of the database. Call it before anything imports prefect,
-    which reads the address once.
+    url: str
+    place: str
+    """What to tell a user who looks for it: the URL, or the path of the built-in's database."""
+    process: subprocess.Popen[bytes] | None = None
+    """The built-in server; None for one that is not ours."""
+    log: Path | None = None
 
-    Raises UserError when the server does not start, or the user's does not answer.
+    def wait(self) -> None:
+        """Return when it answers.
+
+        Raises UserError when the built-in does not start, or the user's does not answer.
+        """
+        if self.process is None or self.log is None:
+            _wait_for_users(self.url)
+        else:
+            _wait_until_healthy(self.url, self.process, self.log)
+
+
+def begin_api(where: Places) -> Api:
+    """The user's API, or the one that `rlhf up` keeps for this home, or a server on this home's
+    database until we exit, which is being started.
+
+    Call it before anything imports prefect, which reads the address once, and `wait` after: the
+    import and the server's start take seconds each, and go on side by side.
     """
     given = os.environ.get(API_URL_VARIABLE) or use_standing(where)
     if given:
-        _wait_for_users(given)
-        return given
+        return Api(given, given)
     log = where.prefect_home / "server.log"
     port = _free_port()
     with log.open("ab") as output:
@@ -69,9 +89,8 @@ def ensure_server(where: Places) -> str:
         )
     # registered before prefect's own handlers, so it runs after they have sent the last logs
     atexit.register(_stop, process)
-    _wait_until_healthy(f"http://{_HOST}:{port}/api", process, log)
     os.environ[API_URL_VARIABLE] = f"http://{_HOST}:{port}/api"
-    return str(where.prefect_home / "prefect.db")
+    return Api(os.environ[API_URL_VARIABLE], str(where.prefect_home / "prefect.db"), process, log)
 
 
 def use_standing(where: Places) -> str | None:

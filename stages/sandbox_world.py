@@ -10,7 +10,7 @@ from data_contracts.base import StageConfig
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.sandbox.world import WorldSettings, write_world
 
-VERSION = "1"
+VERSION = "2"
 
 
 class Config(StageConfig, WorldSettings):

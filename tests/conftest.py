@@ -1,13 +1,23 @@
 """What tests of several packages share: looking at a page in a real browser."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 DRAWN = """Array.from(document.querySelectorAll("figure svg"), svg => {
   const box = svg.getBoundingClientRect();
@@ -32,21 +42,36 @@ class Seen:
     """Pixels by which the page is wider than the window."""
 
 
+@contextlib.contextmanager
+def headless_chromium() -> Iterator[Any]:
+    """Playwright's browser; skips the test where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for all tests of a file."""
+    with headless_chromium() as browser:
+        yield browser
+
+
 @pytest.fixture
 def look_at(tmp_path: Path) -> Callable[..., Seen]:
     """Opens a file in headless Chromium; skips where there is none.
 
     The browser is closed before anything else runs: playwright's loop suffers no other beside it.
     """
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium is installed")
 
     def look(file: Path, **context: object) -> Seen:
         seen = Seen()
-        with playwright.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        with headless_chromium() as browser:
             page = browser.new_context(**context).new_page()
             page.on("pageerror", lambda error: seen.errors.append(str(error)))
             page.on("console", lambda line: seen.errors.append(line.text))
@@ -56,7 +81,6 @@ def look_at(tmp_path: Path) -> Callable[..., Seen]:
             seen.drawn = page.evaluate(DRAWN)
             seen.text = page.inner_text("body")
             seen.too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            browser.close()
         return seen
 
     return look

@@ -1,4 +1,4 @@
-"""The sandbox: a world of its own, two versions, on two cores in minutes."""
+"""The sandbox: a world of its own through five weeks, on two cores in minutes."""
 
 from pathlib import Path
 
@@ -21,35 +21,42 @@ from stages.tokenizer import TokenizerSettings
 MAX_NEW_TOKENS = 40
 CONTEXT = 128
 SEQUENCE_LENGTH = 96
+SEARCH_TEMPERATURES = (0.8, 1.0, 1.2)
+MAX_TEST_PAIRS = 500
 
 
 def recipe() -> Recipe:
-    """V1 by rejection sampling, V2 with PPO on top; the gold judge says whether it worked."""
+    """V1 to V4 by rejection sampling, V5 with PPO on top, as in the paper (§3.2.3).
+
+    The bag of best samples is everything from V4 on. The gold judge says whether it worked.
+    """
     return Recipe(
         name="demo",
-        description="The embedded sandbox: raw text to RLHF-V2, no network, no GPU",
+        description="The embedded sandbox: raw text to RLHF-V5, no network, no GPU",
         product="sandbox",
-        num_versions=2,
-        ppo_from_version=2,
-        bag_all_from_version=2,
+        num_versions=5,
+        ppo_from_version=5,
+        bag_all_from_version=4,
         rejection_sampling_start="previous",
-        world=WorldSettings(num_documents=52_000, num_demonstrations=6_000, num_open_pairs=10_000),
+        # from the chat model on all batches, every week's would take half of the time
+        reward_model_start="previous",
+        world=WorldSettings(num_documents=44_000, num_demonstrations=6_000, num_open_pairs=20_000),
         ingest=ingest(),
         tokenizer=TokenizerSettings(vocab_size=768),
         pretrain=PretrainSettings(
             model=ModelSettings(
-                dim=128,
+                dim=96,
                 n_layers=3,
-                n_heads=4,
-                n_kv_heads=4,
-                ffn_hidden=344,
+                n_heads=6,
+                n_kv_heads=6,
+                ffn_hidden=256,
                 max_seq_len=CONTEXT,
             ),
-            num_tokens=2_400_000,
+            num_tokens=2_000_000,
             sequence_length=64,
-            global_batch_size=32,
-            micro_batch_size=32,
-            learning_rate=3e-3,
+            global_batch_size=16,
+            micro_batch_size=16,
+            learning_rate=4e-3,
             warmup_steps=50,
         ),
         sft=SftSettings(
@@ -60,28 +67,34 @@ def recipe() -> Recipe:
             num_epochs=3,
         ),
         sample_pairs=SamplePairsSettings(
-            num_prompts={"helpfulness": 500, "safety": 300}, max_new_tokens=MAX_NEW_TOKENS
+            num_prompts={"helpfulness": 1000, "safety": 400}, max_new_tokens=MAX_NEW_TOKENS
         ),
         collect_preferences=CollectPreferencesSettings(method="simulated"),
         helpfulness_rm=RewardModelSettings(
             learning_rate=1e-3,
             global_batch_size=32,
             micro_batch_size=32,
-            # 400 own pairs a week are too few: most of the mix is open-source-like
-            other_share=0.9,
+            # 800 own pairs a week are too few: most of the mix is open-source-like
+            other_share=0.95,
+            newest_share=0.2,
             max_tokens=CONTEXT,
+            max_test_pairs=MAX_TEST_PAIRS,
         ),
         safety_rm=RewardModelSettings(
             learning_rate=1e-3,
             global_batch_size=32,
             micro_batch_size=32,
             # with the paper's 0.1 the gate fires on harmless prompts here
-            helpfulness_share=0.5,
+            helpfulness_share=0.3,
+            newest_share=0.2,
             max_tokens=CONTEXT,
+            max_test_pairs=MAX_TEST_PAIRS,
         ),
         rejection_sampling=RejectionSamplingSettings(
             num_prompts={"helpfulness": 600, "safety": 200},
             num_samples=8,
+            search_temperatures=SEARCH_TEMPERATURES,
+            num_search_prompts={"helpfulness": 32, "safety": 16},
             max_new_tokens=MAX_NEW_TOKENS,
             finetuning=FinetuningSettings(
                 learning_rate=5e-4,
@@ -91,7 +104,7 @@ def recipe() -> Recipe:
             ),
         ),
         ppo=PpoSettings(
-            num_iterations=20,
+            num_iterations=25,
             num_prompts={"helpfulness": 2000, "safety": 1000},
             batch_size=256,
             micro_batch_size=64,

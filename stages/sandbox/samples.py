@@ -84,7 +84,10 @@ def _sibling(task: Task, rng: random.Random) -> Task:
         group, own_count, excluded = task.slots
         counts = [str(size) for size in LIST_SIZES if str(size) != own_count]
         return Task("list", (group, rng.choice(counts), excluded))
-    return rng.choice([other for other in tasks_of(task.category) if other != task])
+    tasks = tasks_of(task.category)
+    while (other := rng.choice(tasks)) == task:
+        pass
+    return other
 
 
 def _profile(task: Task, rng: random.Random) -> _Profile:

@@ -26,31 +26,10 @@ from data_contracts.ratings import Domain
 pytestmark = pytest.mark.slow
 
 AXE = "axe-core@4.14.1"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 STAY_HERE = """for (const link of document.querySelectorAll("a:not([href^='javascript:' i])"))
   link.addEventListener("click", (event) => event.preventDefault())"""
 """A link that only leads elsewhere may stand in a guideline."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

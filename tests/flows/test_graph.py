@@ -89,8 +89,8 @@ def test_inputs_of_the_second_version(recipe: Recipe) -> None:
     assert str(models["v2-rs"]) == "v2/rejection_sampling:model"
 
 
-def test_recipe_v5_iterates_as_the_paper_did() -> None:
-    recipe = load_recipe("v5")
+def test_the_demo_iterates_as_the_paper_did() -> None:
+    recipe = load_recipe("demo")
     assert [v for v in range(1, 6) if "ppo" in names(recipe, v)] == [5]
     assert list(node_of(recipe, 5, "evaluate").inputs["models"])[-3:] == ["v4", "v5-rs", "v5"]
     earlier = [
@@ -111,7 +111,7 @@ def test_reward_models_start_from_the_chat_model_or_go_on() -> None:
 
 def test_a_student_learns_every_versions_bag() -> None:
     student = ["student.pretrain.model.dim=16", "student.distillation.num_epochs=1"]
-    recipe = load_recipe("v5", student)
+    recipe = load_recipe("demo", student)
     assert names(recipe, 0)[-1] == "pretrain-student"
     node = node_of(recipe, 4, "distillation")
     assert str(node.inputs["init_from"]) == "base/pretrain-student:model"
@@ -123,7 +123,7 @@ def test_a_student_learns_every_versions_bag() -> None:
 
 
 def test_every_input_comes_from_an_earlier_node_and_fits_the_config(tmp_path: Path) -> None:
-    for name in ("demo", "dialogue", "real", "v5", "7b"):
+    for name in ("demo", "dialogue", "real", "7b"):
         seen: dict[NodeId, int] = {}
         for node in nodes(load_recipe(name)):
             assert all(upstream in seen for upstream in node.upstream), node.id

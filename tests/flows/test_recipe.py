@@ -14,7 +14,7 @@ def problem(source: str, *settings: str) -> str:
 
 
 def test_the_named_recipes() -> None:
-    assert recipe_names() == ["13b", "34b", "70b", "7b", "demo", "dialogue", "real", "v5"]
+    assert recipe_names() == ["13b", "34b", "70b", "7b", "demo", "dialogue", "real"]
     for name in recipe_names():
         assert load_recipe(name).name == name
 
@@ -98,7 +98,7 @@ def test_many_problems_are_cut_short() -> None:
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:
-    assert "Take one of 13b, 34b, 70b, 7b, demo, dialogue, real, v5" in problem("dmo")
+    assert "Take one of 13b, 34b, 70b, 7b, demo, dialogue, real" in problem("dmo")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1\n")
     assert "not valid YAML" in problem(str(broken))

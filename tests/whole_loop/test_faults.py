@@ -40,9 +40,9 @@ def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
     assert digests(killed) == digests(home)
 
 
-def sft_losses(home: Path, tmp_path: Path, name: str, *arguments: str) -> list[float]:
+def sft_losses(home: Path, folder: Path, *arguments: str) -> list[float]:
     """Loss of every step of a forced SFT in a copy of the home."""
-    copy = Path(shutil.copytree(home, tmp_path / name))
+    copy = Path(shutil.copytree(home, folder / "home"))
     before = set(copy.glob("work/*/attempt-*/metrics.jsonl"))
     settings = ("--set", "sft.num_epochs=4", "--set", "sft.global_batch_size=8")
     out = run_rlhf("stage", "sft", "--recipe", TINY, "--force", *settings, *arguments, home=copy)
@@ -51,20 +51,21 @@ def sft_losses(home: Path, tmp_path: Path, name: str, *arguments: str) -> list[f
     return [json.loads(line)["train/loss"] for line in metrics.read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def losses_alone(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The loss curve of one process."""
+    losses = sft_losses(home, tmp_path_factory.mktemp("alone"))
+    assert len(losses) >= 20
+    return losses
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_processes_give_the_loss_curve_of_one(home: Path, tmp_path: Path, zero_stage: int):
-    alone = sft_losses(home, tmp_path, "alone")
-    ranks = sft_losses(
-        home,
-        tmp_path,
-        "ranks",
-        "--num-processes",
-        "2",
-        "--set",
-        f"sft.engine.zero_stage={zero_stage}",
-    )
-    assert len(alone) >= 20
-    assert ranks == pytest.approx(alone, abs=1e-3)
+def test_two_processes_give_the_loss_curve_of_one(
+    home: Path, losses_alone: list[float], tmp_path: Path, zero_stage: int
+):
+    zero = f"sft.engine.zero_stage={zero_stage}"
+    ranks = sft_losses(home, tmp_path, "--num-processes", "2", "--set", zero)
+    assert ranks == pytest.approx(losses_alone, abs=1e-3)
 
 
 def test_a_damaged_object_is_made_again(home: Path, tmp_path: Path):

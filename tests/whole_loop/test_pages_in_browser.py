@@ -6,7 +6,6 @@ With RLHF_PICTURES=docs/operations the pictures of the documentation are taken a
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -22,15 +21,6 @@ from flows.progress import PAGE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SECONDS_IN_MS = 1000
 
 
@@ -72,15 +62,9 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visitor() -> Iterator[Visitor]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield Visitor(browser)
-        browser.close()
+def visitor(chromium: Any) -> Visitor:
+    """One window for all pages."""
+    return Visitor(chromium)
 
 
 @pytest.fixture(scope="module")
