@@ -1,6 +1,7 @@
 """The `rlhf` command line. Modules with torch, Prefect or MLflow behind them are imported by the
 command that needs them, so that `--help` answers at once."""
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +57,14 @@ what differs. `rlhf plan --recipe my.yaml` says beforehand what would run, and w
 app.add_typer(cli_annotations.app, name="annotations")
 app.add_typer(cli_evaluation.app, name="evaluation")
 
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""Python's 700 would look for garbage a thousand times while torch, Prefect and MLflow are being
+imported, where there is none: a fifth of the time."""
+
 
 def main() -> None:
     """Entry point of the console script."""
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     app()
 
 
@@ -119,7 +125,9 @@ def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
         prepare(where)
         api = begin_api(where)
         from flows.pipeline import rlhf_run
+        from flows.tracking import load_mlflow
 
+        load_mlflow()
         api.wait()
         with server_errors_explained(where):
             rlhf_run(recipe.model_dump(mode="json"), where.home, force)

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.graph import Node, version_label
+from flows.graph import Node
 from flows.planner import is_named
 from flows.runner import NodeResult, Walk, run_node
 
@@ -33,14 +33,9 @@ def run_task(node: Node, walk: Walk, force: list[str]) -> NodeResult:
 
     Raises what the stage raised.
     """
-    labelled = stage_task.with_options(
-        name=node.id.name,
-        tags=[
-            f"iteration:{version_label(node.id.version)}",
-            f"stage:{node.stage}",
-            f"product:{walk.recipe.product}",
-        ],
-    )
+    # No tags: each task with one asks the server for a place under the tag's limit, which takes as
+    # long as all the rest of a reused task. The flow run has tags.
+    labelled = stage_task.with_options(name=node.id.name)
     # a task that returns a State gives the State, so its result has to be asked for
     state = labelled(node.id.name, node, walk, is_named(node, force), return_state=True)
     result = state.result()

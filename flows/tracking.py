@@ -8,6 +8,7 @@ or from the manifests and the spools in a later walk.
 `mlflow` is imported on first use: plan, stage --help and the like do not pay for it.
 """
 
+import importlib
 import json
 import logging
 import math
@@ -125,6 +126,8 @@ class Tracker:
         self._met: set[int] = set()
         self._parents: dict[int, str] = {}
         self._sent: dict[str, int] = {}
+        self._known: dict[str, str] | None = None
+        """When each key's finished run was recorded, as MLflow said at the first question."""
 
     def __enter__(self) -> "Tracker":
         return self
@@ -228,19 +231,25 @@ class Tracker:
             del self._unrecorded[key]
 
     def _record(self, node: Node, manifest: Manifest, store: Store) -> None:
-        run = self._find(KEY_TAG, manifest.key)
-        if (
-            run
-            and run.info.status == "FINISHED"
-            and run.data.tags.get("rlhf.finished_at") == (manifest.finished_at)
-        ):
+        if self._recorded().get(manifest.key) == manifest.finished_at:
             return
+        run = self._find(KEY_TAG, manifest.key)
         config = stage_module(node.stage).Config.model_validate(manifest.config)
         run_id = run.info.run_id if run else self._create_child(node, manifest.key, config)
         self._flush(manifest.key, run_id)
         self._log_result(run_id, manifest)
         self._register(node, manifest, run_id, store)
         self._client.set_terminated(run_id, "FINISHED")
+
+    def _recorded(self) -> dict[str, str]:
+        """One question for a whole walk: a run that is all reused has one for each node."""
+        if self._known is None:
+            finished = self._search(f"attributes.status = 'FINISHED' AND tags.`{KEY_TAG}` LIKE '%'")
+            self._known = {
+                run.data.tags[KEY_TAG]: run.data.tags.get("rlhf.finished_at", "")
+                for run in finished
+            }
+        return self._known
 
     def pages(self) -> dict[str, str]:
         """MLflow's page of each stage key's run; none when MLflow is no server."""
@@ -532,6 +541,11 @@ def registered_digests(where: Places) -> set[str]:
             "Start it and try again: a registered model's files must not be removed",
         ) from error
     return digests
+
+
+def load_mlflow() -> None:
+    """Import MLflow now, which takes seconds: for a caller who waits for something else anyway."""
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def ensure_database(path: Path) -> None:
