@@ -44,18 +44,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
-    wrong = rlhf(home, "demo", fail="v1/sample_pairs=user")
+    wrong = rlhf(home, "demo", *fake_stages.SMALL, fail="v1/sample_pairs=user")
     assert wrong.returncode == 2, wrong.stderr
     assert wrong.stderr.splitlines()[-1] == "Row 17 of data.jsonl.gz has no field text. Add it."
     assert "Traceback" not in wrong.stderr
     assert "+ base/sft" in wrong.stderr
 
-    killed = rlhf(home, "demo", fail="v2/rejection_sampling=kill")
+    killed = rlhf(home, "demo", *fake_stages.SMALL, fail="v2/rejection_sampling=kill")
     assert killed.returncode == -9
     assert "= base/sft: reused" in killed.stderr
     assert "+ v1/evaluate" in killed.stderr
 
-    done = rlhf(home, "demo", fail="ppo=slow")
+    done = rlhf(home, "demo", *fake_stages.SMALL, fail="ppo=slow")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 12 + 4
     assert "+ v2/rejection_sampling" in done.stderr

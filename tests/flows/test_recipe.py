@@ -49,7 +49,7 @@ def test_settings_change_one_value_and_keep_its_neighbours() -> None:
 def test_overrides_come_last() -> None:
     recipe = load_recipe("demo", ["seed=1"], seed=2, num_versions=None, launch__num_processes=2)
     assert recipe.seed == 2
-    assert recipe.num_versions == 2
+    assert recipe.num_versions == 5
     assert recipe.launch.of("ppo").num_processes == 2
     assert recipe.launch.of("ingest").num_processes == 1
 
