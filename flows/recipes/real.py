@@ -77,7 +77,8 @@ def recipe() -> Recipe:
         ),
         collect_preferences=CollectPreferencesSettings(method="imported", num_batches=NUM_BATCHES),
         helpfulness_rm=reward_model(),
-        safety_rm=reward_model(),
+        # 1,900 pairs: one pass is not enough for a small model to learn what a label means
+        safety_rm=reward_model().model_copy(update={"num_epochs": 3, "helpfulness_share": 0.3}),
         ghost_attention=GhostAttentionSettings(
             # the dialogues of several turns are HH-RLHF's, and those are in the safety domain
             num_prompts={"helpfulness": 60, "safety": 80},
@@ -90,6 +91,8 @@ def recipe() -> Recipe:
         ),
         rejection_sampling=RejectionSamplingSettings(
             num_red_team_prompts=20,
+            # so small a Safety RM is no judge of what is safe enough, only of what is safer
+            drop_all_unsafe=False,
             num_prompts={"helpfulness": 150, "safety": 150},
             num_samples=6,
             max_new_tokens=MAX_NEW_TOKENS,
