@@ -125,16 +125,24 @@ def digests(home: Path) -> dict[str, dict[str, str]]:
 
 
 def forget(home: Path, first_version: int) -> None:
-    """Take back all that this version and later ones made, as if they had not begun."""
-    for version in range(first_version, 3):
-        for head in (home / "iterations" / f"v{version}").iterdir():
-            manifest = home / "manifests" / f"{json.loads(head.read_text())['head']['key']}.json"
-            for output in json.loads(manifest.read_text())["outputs"].values():
-                shutil.rmtree(home / "objects" / output["digest"])
-                (home / "objects" / f"{output['digest']}.json").unlink()
-            shutil.rmtree(home / "work" / manifest.stem)
-            manifest.unlink()
-            head.unlink()
+    """Take back all that this version and later ones made, as if they had not begun.
+
+    Objects that an earlier version made, too, stay: equal outputs are one object.
+    """
+    gone = [h for v in range(first_version, 3) for h in (home / "iterations" / f"v{v}").iterdir()]
+    keys = {json.loads(head.read_text())["head"]["key"] for head in gone}
+    outputs: dict[bool, set[str]] = {True: set(), False: set()}
+    for manifest in (home / "manifests").glob("*.json"):
+        refs = json.loads(manifest.read_text())["outputs"].values()
+        outputs[manifest.stem in keys] |= {ref["digest"] for ref in refs}
+    for digest in outputs[True] - outputs[False]:
+        shutil.rmtree(home / "objects" / digest)
+        (home / "objects" / f"{digest}.json").unlink()
+    for key in keys:
+        shutil.rmtree(home / "work" / key)
+        (home / "manifests" / f"{key}.json").unlink()
+    for head in gone:
+        head.unlink()
 
 
 def wait_until(
