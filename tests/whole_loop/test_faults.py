@@ -1,43 +1,11 @@
-"""What a run survives, and what more processes change."""
+"""What a run survives, and what more processes change; test_kills.py kills it in every stage."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
-from whole_loop_home import (
-    TINY,
-    believed,
-    digests,
-    forget,
-    planned,
-    run_rlhf,
-    running_rlhf,
-    wait_until,
-)
-
-
-def test_killed_in_a_stage_and_started_again(home: Path, tmp_path: Path):
-    """kill -9 while PPO works; the same command then ends with the same models.
-
-    test_kills.py does it in every stage.
-    """
-    killed = Path(shutil.copytree(home, tmp_path / "home"))
-    (ppo,) = (s.key for s in planned(killed) if str(s.node.id) == "v2/ppo")
-    forget(killed, 2)
-    with running_rlhf("run", "--recipe", TINY, home=killed) as process:
-        wait_until((killed / "work" / str(ppo) / "attempt-1").exists, "PPO", process)
-        os.killpg(process.pid, signal.SIGKILL)
-    finished = believed(killed)
-    assert ppo not in finished
-
-    out = run_rlhf("run", "--recipe", TINY, home=killed)
-
-    assert out.returncode == 0, out.stderr[-2000:]
-    assert finished < believed(killed)
-    assert digests(killed) == digests(home)
+from whole_loop_home import TINY, digests, run_rlhf
 
 
 def sft_losses(home: Path, folder: Path, *arguments: str) -> list[float]:
@@ -59,7 +27,7 @@ def losses_alone(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
     return losses
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_processes_give_the_loss_curve_of_one(
     home: Path, losses_alone: list[float], tmp_path: Path, zero_stage: int
 ):

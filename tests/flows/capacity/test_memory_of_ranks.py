@@ -17,7 +17,7 @@ from flows.capacity.holdings import Knobs, pretrain
 from stages.pretrain import PretrainSettings
 from stages.runtime.engine import EngineSettings
 
-pytestmark = pytest.mark.xdist_group("memory_of_ranks")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("memory_of_ranks")]
 PARAMETERS = CONFIG.num_parameters()
 GRADIENTS_AT_REST = {"bf16-1": 4, "bf16-3": 4 / 2, "fp32-3": 4 / 2}
 """Bytes a parameter of the sums that DeepSpeed does not free between steps."""
