@@ -58,8 +58,8 @@ app.add_typer(cli_annotations.app, name="annotations")
 app.add_typer(cli_evaluation.app, name="evaluation")
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
-"""Python's 700 would look for garbage a thousand times while torch, Prefect and MLflow are being
-imported, where there is none: a fifth of the time."""
+"""Python's 700 would look for garbage all the time while torch, Prefect and MLflow are imported,
+where there is none: a fifth of what that takes."""
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
         from flows.pipeline import rlhf_run
         from flows.tracking import load_mlflow
 
-        load_mlflow()
+        load_mlflow(where)
         api.wait()
         with server_errors_explained(where):
             rlhf_run(recipe.model_dump(mode="json"), where.home, force)

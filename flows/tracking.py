@@ -35,6 +35,7 @@ from stages.runtime.workdir import read_metrics, read_samples
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ FLUSH_SECONDS = 15.0
 PAUSE_SECONDS = 30.0
 """From a call that failed to the next one: a dead server costs two timeouts at a time."""
 _BATCH = 999
+_PAGE = 1000
 """Metrics in one call, beside a tag: MLflow's limit is 1000 in all."""
 _MOST_PARAMS = 100
 _LONGEST_PARAM = 6000
@@ -127,7 +129,7 @@ class Tracker:
         self._parents: dict[int, str] = {}
         self._sent: dict[str, int] = {}
         self._known: dict[str, str] | None = None
-        """When each key's finished run was recorded, as MLflow said at the first question."""
+        """When the stage of each recorded key was finished; asked for once."""
 
     def __enter__(self) -> "Tracker":
         return self
@@ -240,9 +242,10 @@ class Tracker:
         self._log_result(run_id, manifest)
         self._register(node, manifest, run_id, store)
         self._client.set_terminated(run_id, "FINISHED")
+        self._recorded()[manifest.key] = manifest.finished_at
 
     def _recorded(self) -> dict[str, str]:
-        """One question for a whole walk: a run that is all reused has one for each node."""
+        """What MLflow has already: one question for a whole walk, and not one for each node."""
         if self._known is None:
             finished = self._search(f"attributes.status = 'FINISHED' AND tags.`{KEY_TAG}` LIKE '%'")
             self._known = {
@@ -297,8 +300,15 @@ class Tracker:
             artifact_location=self.where.mlflow_artifacts if is_local else None,
         )
 
-    def _search(self, condition: str) -> "Sequence[Run]":
-        return self._client.search_runs([self._experiment], condition)
+    def _search(self, condition: str) -> "list[Run]":
+        """All runs that fulfil a condition; MLflow gives them a page at a time."""
+        return list(
+            _all_pages(
+                lambda token: self._client.search_runs(
+                    [self._experiment], condition, max_results=_PAGE, page_token=token
+                )
+            )
+        )
 
     def _find(self, tag: str, value: str) -> "Run | None":
         runs = self._search(f"tags.`{tag}` = '{value}'")
@@ -527,25 +537,29 @@ def registered_digests(where: Places) -> set[str]:
     from mlflow import MlflowClient
 
     client = MlflowClient(where.mlflow, registry_uri=where.mlflow)
-    digests: set[str] = set()
-    token: str | None = None
+    versions = _all_pages(lambda token: client.search_model_versions(page_token=token))
     try:
-        while token != "":
-            page = client.search_model_versions(page_token=token)
-            digests |= {v.tags[DIGEST_TAG] for v in page if DIGEST_TAG in v.tags}
-            token = page.token or ""
+        return {v.tags[DIGEST_TAG] for v in versions if DIGEST_TAG in v.tags}
     except Exception as error:  # whatever MLflow, its HTTP client or its database raises
         raise UserError(
             f"MLflow at {where.mlflow} does not say which models are registered: "
             f"{' '.join(str(error).split())[:_LONGEST_REASON]}",
             "Start it and try again: a registered model's files must not be removed",
         ) from error
-    return digests
 
 
-def load_mlflow() -> None:
-    """Import MLflow now, which takes seconds: for a caller who waits for something else anyway."""
-    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+def _all_pages(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
+    token: str | None = None
+    while token != "":
+        page = search(token)
+        yield from page
+        token = page.token or ""
+
+
+def load_mlflow(where: Places) -> None:
+    """Import what records will need: seconds, for a caller who waits for something else anyway."""
+    is_database = where.mlflow.startswith("sqlite:")
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store" if is_database else "mlflow")
 
 
 def ensure_database(path: Path) -> None:

@@ -27,7 +27,6 @@ from stages.importers.reading import Record
 from stages.importers.rows import Demonstration, Document, Message, Preference, Prompt
 from stages.importers.source import Role, Source, rows_of
 from stages.runtime.stage import StageOutput, WorkDir, main
-from stages.text.near_duplicates import NearDuplicates
 
 VERSION = "1"
 
@@ -180,6 +179,9 @@ class Ingestion:
             )
 
     def _documents(self) -> Iterator[tuple[Source, dict[str, Any]]]:
+        # Here and not above: its library is slow to import, and every `rlhf` command would wait.
+        from stages.text.near_duplicates import NearDuplicates
+
         threshold = self._config.near_duplicate_threshold
         near_duplicates = None if threshold is None else NearDuplicates(threshold)
         for source, record, row in self._read("documents"):

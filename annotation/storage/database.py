@@ -10,16 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from data_contracts.errors import UserError
-
-if TYPE_CHECKING:
-    from alembic.config import Config
 
 DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
 
@@ -109,21 +106,19 @@ def migrate(database: Database) -> None:
     with database._for_writing.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        from alembic import command
-
-        command.upgrade(alembic_config(connection), "head")
+        _upgrade(connection)
 
 
-def alembic_config(connection: Connection) -> "Config":
-    """Alembic's configuration for the packaged migrations, over an open connection."""
-    # Here and not above: Alembic is slow to import, and only this needs it.
+def _upgrade(connection: Connection) -> None:
+    # Here and not above: Alembic is slow to import, and every `rlhf` command would wait for it.
+    from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    return config
+    command.upgrade(config, "head")
 
 
 def _engine(url: str) -> Engine:

@@ -44,6 +44,7 @@ def recipe() -> Recipe:
         ingest=ingest(),
         tokenizer=TokenizerSettings(vocab_size=768),
         pretrain=PretrainSettings(
+            # larger models and batches learn less of the text in the time that there is
             model=ModelSettings(
                 dim=96,
                 n_layers=3,

@@ -1,12 +1,10 @@
 """Finding documents that say almost the same, by MinHash (§2.2's data cleaning)."""
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+
+from datasketch import MinHash, MinHashLSH
 
 from data_contracts.splits import normalised
-
-if TYPE_CHECKING:
-    from datasketch import MinHash
 
 SHINGLE_WORDS = 5
 NUM_PERMUTATIONS = 128
@@ -20,17 +18,12 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float) -> None:
-        # Here and not above: it takes more than a second, which every command would wait for.
-        from datasketch import MinHashLSH
-
         self._threshold = threshold
         self._index = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
         self._sketches: dict[Hashable, MinHash] = {}
 
     def repeats(self, text: str) -> bool:
         """Whether an earlier text resembles this one; if none does, it is remembered."""
-        from datasketch import MinHash
-
         sketch = MinHash(num_perm=NUM_PERMUTATIONS, seed=1)
         sketch.update_batch(_shingles(text))
         candidates = (self._sketches[key] for key in self._index.query(sketch))

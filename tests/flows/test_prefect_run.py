@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(600)]
 
 
-def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+def demo(home: Path, fail: str) -> subprocess.CompletedProcess[str]:
     root = Path(fake_stages.__file__).parents[2]
     environment = os.environ | {
         "FAKE_FAIL": fail,
@@ -22,7 +22,7 @@ def rlhf(home: Path, *arguments: str, fail: str = "") -> subprocess.CompletedPro
         "COLUMNS": "200",
     }
     return subprocess.run(
-        [sys.executable, fake_stages.__file__, *arguments, "--home", str(home)],
+        [sys.executable, fake_stages.__file__, "demo", *fake_stages.SMALL, "--home", str(home)],
         env=environment,
         capture_output=True,
         text=True,
@@ -44,18 +44,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_users_error_then_a_kill_then_a_finished_run(home: Path) -> None:
-    wrong = rlhf(home, "demo", *fake_stages.SMALL, fail="v1/sample_pairs=user")
+    wrong = demo(home, fail="v1/sample_pairs=user")
     assert wrong.returncode == 2, wrong.stderr
     assert wrong.stderr.splitlines()[-1] == "Row 17 of data.jsonl.gz has no field text. Add it."
     assert "Traceback" not in wrong.stderr
     assert "+ base/sft" in wrong.stderr
 
-    killed = rlhf(home, "demo", *fake_stages.SMALL, fail="v2/rejection_sampling=kill")
+    killed = demo(home, fail="v2/rejection_sampling=kill")
     assert killed.returncode == -9
     assert "= base/sft: reused" in killed.stderr
     assert "+ v1/evaluate" in killed.stderr
 
-    done = rlhf(home, "demo", *fake_stages.SMALL, fail="ppo=slow")
+    done = demo(home, fail="ppo=slow")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 12 + 4
     assert "+ v2/rejection_sampling" in done.stderr

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from fake_stages import walk_all
 
+from flows import tracking
 from flows.cascade import rerun
 from flows.environment import prepare
 from flows.recipe import Recipe, load_recipe
@@ -68,13 +69,19 @@ def test_parents_children_inputs_params_metrics_and_models(
 
 
 def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(
-    new_walk: NewWalk, small: Recipe
+    new_walk: NewWalk, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(tracking, "_PAGE", 3)  # more runs than a page, as after a year
     walk = new_walk(small, tracked=True)
     walk_all(walk)
     before = {name: [r.info.run_id for r in runs] for name, runs in all_runs(walk).items()}
     again = new_walk(small, tracked=True)
-    walk_all(again)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", pytest.fail)
+        walk_all(again)
+    assert not again.tracker.broken
     list(rerun(find_nodes(small, "reward_model", 1), again, force=True))
     assert {n: [r.info.run_id for r in runs] for n, runs in all_runs(walk).items()} == before
     assert len(client_of(walk).search_model_versions("name = 'safety-rm'")) == 1
