@@ -30,7 +30,7 @@ RecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="A recipe's name (demo, real, 7b, 13b, 34b, 70b) or a YAML or JSON file. "
+        help="A recipe's name (demo, real, dialogue, 7b, 13b, 34b, 70b) or a YAML or JSON file. "
         "Without it: the recipe of the home's newest run.",
     ),
 ]

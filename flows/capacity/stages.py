@@ -11,10 +11,11 @@ from flows.capacity import compute, holdings
 from flows.capacity.compute import Work
 from flows.capacity.holdings import Knobs, StageMemory
 from flows.capacity.workload import Workload
-from flows.graph import reward_model_name
+from flows.graph import STUDENT_BASE, reward_model_name
 from flows.recipe import Recipe
 from kernels.hf_config import load_config
 from kernels.model import ModelConfig
+from stages.pretrain import PretrainSettings
 
 
 @dataclass(frozen=True)
@@ -47,45 +48,84 @@ class TrainingStage:
 
 
 def planned_model(recipe: Recipe) -> ModelConfig:
-    """The architecture that a recipe trains: its own, or that of the folder it starts from.
+    """The architecture that a recipe trains.
 
-    Raises UserError when that folder cannot be read.
+    Raises UserError when it is that of a folder which cannot be read.
     """
-    external = recipe.pretrain.init_from
+    return _architecture(recipe, recipe.pretrain, "pretrain")
+
+
+def _architecture(recipe: Recipe, settings: PretrainSettings, key: str) -> ModelConfig:
+    """The settings' own, or that of the folder that they start from; `key` leads to them."""
+    external = settings.init_from
     if external is None:
-        return recipe.pretrain.model.config(recipe.tokenizer.vocab_size)
+        return settings.model.config(recipe.tokenizer.vocab_size)
     folder = (recipe.data_dir or Path()) / external.path.expanduser()
     try:
         return load_config(folder)
     except (OSError, ValueError) as error:
         raise UserError(
             f"The architecture of {folder} cannot be read: {error}",
-            "Correct pretrain.init_from.path in the recipe, or --data DIR",
+            f"Correct {key}.init_from.path in the recipe, or --data DIR",
         ) from error
 
 
 def training_stages(recipe: Recipe, model: ModelConfig, data: Workload) -> list[TrainingStage]:
     """Every stage that trains, in the order in which they first run."""
-    stages = [] if recipe.pretrain.init_from else [_pretrain(recipe, model)]
+    stages = _pretraining("pretrain", "pretrain", recipe.pretrain, model)
+    stages += _student_base(recipe)
     stages.append(_sft(recipe, model, data))
     if recipe.num_versions > 0:
         stages += [_reward_model(recipe, domain, model, data) for domain in Domain]
         stages.append(_rejection_sampling(recipe, model, data))
     if recipe.num_versions >= recipe.ppo_from_version:
         stages.append(_ppo(recipe, model, data))
+    if recipe.num_versions > 0:
+        stages += _distillation(recipe, data)
     return stages
 
 
-def _pretrain(recipe: Recipe, model: ModelConfig) -> TrainingStage:
-    settings = recipe.pretrain
-    return TrainingStage(
-        "pretrain",
+def _pretraining(
+    name: str, key: str, settings: PretrainSettings, model: ModelConfig
+) -> list[TrainingStage]:
+    """None where the model comes from a folder."""
+    if settings.init_from is not None:
+        return []
+    stage = TrainingStage(
+        name,
         1,
-        "pretrain",
+        key,
         Knobs(settings.engine, settings.micro_batch_size),
         partial(holdings.pretrain, settings, model),
         lambda knobs, num_ranks: compute.pretrain(settings, model),
     )
+    return [stage]
+
+
+def _student_base(recipe: Recipe) -> list[TrainingStage]:
+    if recipe.student is None:
+        return []
+    settings, key = recipe.student.pretrain, "student.pretrain"
+    return _pretraining(STUDENT_BASE, key, settings, _architecture(recipe, settings, key))
+
+
+def _distillation(recipe: Recipe, data: Workload) -> list[TrainingStage]:
+    """The student learns the best answer to every prompt of rejection sampling."""
+    if recipe.student is None:
+        return []
+    settings = recipe.student.distillation
+    model = _architecture(recipe, recipe.student.pretrain, "student.pretrain")
+    num_best = sum(recipe.rejection_sampling.num_prompts.values())
+    samples = data.model_copy(update={"num_demonstrations": num_best})
+    stage = TrainingStage(
+        "distillation",
+        recipe.num_versions,
+        "student.distillation",
+        Knobs(settings.engine, settings.micro_batch_size),
+        partial(holdings.fine_tuning, settings, model),
+        lambda knobs, num_ranks: compute.fine_tuning(settings, samples, model),
+    )
+    return [stage]
 
 
 def _sft(recipe: Recipe, model: ModelConfig, data: Workload) -> TrainingStage:

@@ -2,9 +2,11 @@
 
     python -m flows.standing.leftovers POOL ... [--runs ID ...]
 
-Prefect would show such a run as Running for ever, and it would hold its pool's only place. Nobody
-but the worker of `rlhf up` runs anything of these pools, so what is not finished is nobody's now.
-It keeps its id, and so its iteration; the stages it had finished are reused.
+Prefect would show such a run as Running for ever, and it would hold its pool's only place. Where
+nobody but the worker of `rlhf up` serves a pool, what is not finished is nobody's now. It keeps its
+id, and so its iteration; the stages it had finished are reused. A pool of stages may have workers
+on other machines: as long as one of them is online, what the pool holds may be at work there, and
+is left alone.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 MAX_STARTS = 3
@@ -33,6 +35,8 @@ def put_back(
 
     With `only`, the runs with these ids and no others.
     """
+    if not (pools := [pool for pool in pools if _is_ours(client, pool)]):
+        return []
     held = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_HELD))
@@ -43,6 +47,12 @@ def put_back(
     for run in runs:
         client.set_flow_run_state(run.id, _next_state(run), force=True)
     return runs
+
+
+def _is_ours(client: SyncPrefectClient, pool: str) -> bool:
+    """Whether no worker is online but that of `rlhf up`, which has the pool's name."""
+    workers = client.read_workers_for_work_pool(pool)
+    return all(w.name == pool or w.status is WorkerStatus.OFFLINE for w in workers)
 
 
 def _next_state(run: FlowRun) -> State[None]:

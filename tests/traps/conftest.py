@@ -56,8 +56,10 @@ def drawn(monkeypatch):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Under xdist, one worker launches the two ranks, and one the resume matrix."""
+    """Under xdist, one worker launches each program of two ranks, and one the resume matrix."""
     for item in items:
+        if hasattr(item.module, "both_programs"):
+            item.add_marker(pytest.mark.xdist_group("sharded_ranks"))
         for fixture in ("two_ranks", "matrix"):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(fixture))

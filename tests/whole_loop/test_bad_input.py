@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_loop_home import TINY, assert_one_paragraph, believed, run_rlhf
+from whole_loop_home import TINY, Rlhf, assert_one_paragraph, believed, rlhf_here, run_rlhf
 
 
-def ingest(path: Path, tmp_path: Path, role: str, file_format: str) -> Any:
+def ingest(path: Path, tmp_path: Path, role: str, file_format: str, run: Rlhf = rlhf_here) -> Any:
     home = tmp_path / "home"
     arguments = ["--role", role, "--format", file_format]
     if role in ("preferences", "prompts"):
         arguments += ["--domain", "helpfulness"]
-    out = run_rlhf("ingest", path, *arguments, home=home, cwd=tmp_path)
+    out = run("ingest", path, *arguments, home=home, cwd=tmp_path)
     assert not list(home.glob("manifests/*.json"))
     return out
 
@@ -32,7 +32,7 @@ def test_truncated_gzip(tmp_path: Path):
     path = tmp_path / "text.jsonl.gz"
     whole = gzip.compress(b"\n".join(b'{"text": "%d a document"}' % i for i in range(2000)))
     path.write_bytes(whole[: len(whole) // 2])
-    out = ingest(path, tmp_path, "documents", "jsonl_text")
+    out = ingest(path, tmp_path, "documents", "jsonl_text", run_rlhf)
     assert_one_paragraph(out, "text.jsonl.gz")
 
 
@@ -55,7 +55,7 @@ def test_an_empty_response(tmp_path: Path):
 
 
 def test_an_unknown_recipe_key(tmp_path: Path):
-    out = run_rlhf("plan", "--recipe", TINY, "--set", "sft.learning_rat=1", home=tmp_path / "h")
+    out = rlhf_here("plan", "--recipe", TINY, "--set", "sft.learning_rat=1", home=tmp_path / "h")
     assert_one_paragraph(out, "learning_rat", "learning_rate")
 
 
@@ -89,5 +89,5 @@ def test_nan_in_a_weights_file(home: Path, models: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize("name", ["preferences", "documents"])
 def test_a_table_under_the_wrong_contract(home: Path, name: str):
     table = next((home / "objects").glob("*/prompts.parquet"))
-    out = run_rlhf("check", table, "--contract", name, home=home)
+    out = rlhf_here("check", table, "--contract", name, home=home)
     assert_one_paragraph(out, "prompts.parquet", name)

@@ -14,7 +14,7 @@ from whole_loop_home import (
     RLHF,
     assert_one_paragraph,
     environment_of,
-    run_rlhf,
+    rlhf_here,
 )
 
 OPTIONS = ("--max-tokens", "12", "--temperature", "0")
@@ -43,12 +43,12 @@ def test_a_pipe_is_a_dialogue(home: Path):
 
 
 def test_what_cannot_be_is_one_paragraph(home: Path, tmp_path: Path):
-    out = run_rlhf("chat", "hello", "--version", "V9", home=home)
+    out = rlhf_here("chat", "hello", "--version", "V9", home=home)
     assert_one_paragraph(out, "no policy V9", "sft, V1, V2")
-    out = run_rlhf("chat", "hello", home=tmp_path / "none")
+    out = rlhf_here("chat", "hello", home=tmp_path / "none")
     assert_one_paragraph(out, "it has: none")
     assert not (tmp_path / "none").exists()
-    out = run_rlhf("chat", "word " * 5000, *OPTIONS, home=home)
+    out = rlhf_here("chat", "word " * 5000, *OPTIONS, home=home)
     assert_one_paragraph(out, "Shorten it")
 
 

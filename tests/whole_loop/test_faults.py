@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from whole_loop_home import TINY, digests, run_rlhf
+from whole_loop_home import TINY, digests, rlhf_here, run_rlhf
 
 
 def sft_losses(home: Path, folder: Path, *arguments: str) -> list[float]:
@@ -38,7 +38,7 @@ def test_two_processes_give_the_loss_curve_of_one(
 
 def test_a_damaged_object_is_made_again(home: Path, tmp_path: Path):
     copy = Path(shutil.copytree(home, tmp_path / "home"))
-    rows = json.loads(run_rlhf("models", "--json", home=copy).stdout)
+    rows = json.loads(rlhf_here("models", "--json", home=copy).stdout)
     path = next(Path(row["path"]) for row in rows if row["name"] == "safety-rm")
     weights = path / "model.safetensors"
     damaged = bytearray(weights.read_bytes())

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from whole_loop_home import assert_one_paragraph, run_rlhf
+from whole_loop_home import assert_one_paragraph, rlhf_here
 
 from annotation.evaluation.verdicts import Rating
 from data_contracts.ledger import Ledger
@@ -87,7 +87,7 @@ def test_a_run_that_has_only_begun_has_a_page(home: Path, tmp_path: Path):
 
 
 def test_without_a_run_there_is_no_report(tmp_path: Path):
-    out = run_rlhf("report", home=tmp_path / "none", cwd=tmp_path)
+    out = rlhf_here("report", home=tmp_path / "none", cwd=tmp_path)
     assert_one_paragraph(out, "Nothing has run", "rlhf demo")
     assert not (tmp_path / "none").exists()
     assert not (tmp_path / "report").exists()
@@ -95,7 +95,7 @@ def test_without_a_run_there_is_no_report(tmp_path: Path):
 
 def test_sheets_go_out_and_come_back_into_the_report(home: Path, tmp_path: Path):
     own = Path(shutil.copytree(home, tmp_path / "home"))
-    out = run_rlhf(
+    out = rlhf_here(
         "evaluation", "sheet", "--version", "V2", "--format", "jsonl", "--num-prompts", "5",
         home=own, cwd=tmp_path,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_sheets_go_out_and_come_back_into_the_report(home: Path, tmp_path: Path)
     sheet = tmp_path / "sheets" / "rater-1.jsonl"
     rows = [json.loads(line) for line in sheet.read_text().splitlines()]
     sheet.write_text("".join(json.dumps(row | {"rating": 4}) + "\n" for row in rows))
-    out = run_rlhf("evaluation", "read", sheet, "--json", home=own, cwd=tmp_path)
+    out = rlhf_here("evaluation", "read", sheet, "--json", home=own, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     told = json.loads(out.stdout)
     assert told["counts"]["ratings"] == len(rows)

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from whole_loop_home import BASE, ITERATION, TINY, plan, run_rlhf
+from whole_loop_home import BASE, ITERATION, TINY, plan, rlhf_here, run_rlhf
 
 
 def test_it_ends_with_versions_and_places(first_run: tuple[Path, str]):
@@ -46,7 +46,7 @@ def test_a_forced_stage_gives_the_same_digest_and_leaves_the_rest_valid(home: Pa
 
 
 def models(home: Path) -> list[dict[str, str]]:
-    out = run_rlhf("models", "--json", home=home)
+    out = rlhf_here("models", "--json", home=home)
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)
 

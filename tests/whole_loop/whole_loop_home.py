@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
+from flows.cli import app
 from flows.graph import version_label
 from flows.planner import Step
 from flows.planner import plan as plan_steps
@@ -57,6 +60,19 @@ def run_rlhf(
     )
 
 
+def rlhf_here(
+    *arguments: str | Path, home: Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what asks no server and trains nothing: a new interpreter
+    would take seconds to import what is here already."""
+    words = [str(word) for word in arguments]
+    with contextlib.chdir(cwd or Path.cwd()):
+        out = CliRunner().invoke(app, words, env={"RLHF_HOME": str(home), "COLUMNS": "200"})
+    if out.exception is not None and not isinstance(out.exception, SystemExit):
+        raise out.exception
+    return subprocess.CompletedProcess(words, out.exit_code, out.stdout, out.stderr)
+
+
 def assert_one_paragraph(out: subprocess.CompletedProcess[str], *words: str) -> None:
     """What a user sees of a mistake: exit code 2 and one paragraph, which says these words."""
     assert out.returncode == 2, out.stdout[-1000:] + out.stderr[-1000:]
@@ -89,7 +105,7 @@ def running_rlhf(
 
 def plan(home: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     """`rlhf plan --json` by node."""
-    out = run_rlhf("plan", "--recipe", TINY, "--json", *arguments, home=home)
+    out = rlhf_here("plan", "--recipe", TINY, "--json", *arguments, home=home)
     assert out.returncode == 0, out.stderr
     steps = json.loads(out.stdout)["steps"]
     return {f"v{step['version']}/{step['node']}": step for step in steps}
@@ -118,10 +134,14 @@ def mlflow_statuses(home: Path) -> set[str]:
 
 def digests(home: Path) -> dict[str, dict[str, str]]:
     """Digest by role of every output of every node."""
-    out = run_rlhf("status", "--json", home=home)
-    assert out.returncode == 0, out.stderr
-    rows = json.loads(out.stdout)
-    return {f"{version_label(row['version'])}/{row['node']}": row["outputs"] for row in rows}
+    ledger = Ledger(Store.open(home))
+    return {
+        f"{version_label(version)}/{node}": {
+            role: ref.digest for role, ref in ledger.history(version, node)[-1].outputs.items()
+        }
+        for version in ledger.versions()
+        for node in ledger.nodes(version)
+    }
 
 
 def forget(home: Path, first_version: int) -> None:

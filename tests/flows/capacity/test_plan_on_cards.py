@@ -119,6 +119,25 @@ def test_a_recipe_without_iterations_has_two_training_stages() -> None:
     assert [s.stage.num_runs for s in runs] == [1, 1, 5, 5, 5, 1]
 
 
+def test_a_student_has_stages_of_its_own_size() -> None:
+    engine = {"zero_stage": 3, "precision": "bf16"}  # as the recipe's own stages have it
+    student = [
+        "student.pretrain.model.n_layers=16",
+        *(f"student.distillation.engine.{key}={value}" for key, value in engine.items()),
+    ]
+    recipe = load_recipe("7b", student)
+    found = {s.stage.name: s for s in assess(recipe, CardOptions(8, "h200")).stages}
+    assert [*found][1] == "pretrain-student"
+    assert [*found][-1] == "distillation"
+    assert found["distillation"].stage.num_runs == 5
+    small, large = (found[name].memory.trained.weights for name in ("distillation", "sft"))
+    vocabulary = 2 * 32_000 * 4096  # untied embeddings, which both have
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    assert small / large == pytest.approx((vocabulary + layers / 2) / (vocabulary + layers), 1e-3)
+    used = [*found["distillation"].stage.settings(found["distillation"].stage.knobs)]
+    assert used[0] == "student.distillation.engine.zero_stage"
+
+
 def test_what_is_assumed_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = ("--recipe", "7b", "--gpus", "8", "--gpu", "h100-80gb")
     default = capacity(*cards)
