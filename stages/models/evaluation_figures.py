@@ -30,7 +30,7 @@ def win_rate_figure(win_rates: list[dict[str, Any]]) -> "Figure":
             _plot_series(axes, series, "version", "win_rate", label, solid=name == GOLD)
     axes.axhline(0.5, color="grey", linewidth=0.8)
     axes.set(ylim=(0, 1), ylabel="win rate against SFT", title="Win rate by version, 95 %")
-    axes.legend(fontsize="small")
+    _add_legend(axes)
     return figure
 
 
@@ -41,7 +41,7 @@ def retention_figure(kept: list[dict[str, Any]]) -> "Figure":
         series = [r for r in kept if r["version"] == version]
         _plot_series(axes, series, "group", "rate", version, solid=True)
     axes.set(ylim=(0, 1.02), ylabel="kept", title="Instruction of turn 1 kept, 95 %")
-    axes.legend(fontsize="small")
+    _add_legend(axes)
     return figure
 
 
@@ -81,6 +81,12 @@ def _one_plot() -> tuple["Figure", Any]:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     return figure, figure.subplots()
+
+
+def _add_legend(axes: Any) -> None:
+    """Where there is a series: matplotlib warns of an empty one."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
 
 
 def _plot_series(
