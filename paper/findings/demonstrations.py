@@ -84,14 +84,18 @@ def few_clean(lab: Lab) -> Estimates:
 
 
 def tuned_on_clean(lab: Lab) -> ArtifactRef:
-    """The base model fine-tuned on clean demonstrations, for as many epochs."""
+    """The base model fine-tuned on clean demonstrations, for as many steps as on the noisy ones."""
     assert lab.recipe.world is not None
+    times_fewer = lab.recipe.world.num_demonstrations // NUM_CLEAN
     world = lab.recipe.world.model_copy(
         update={"num_documents": 10, "num_open_pairs": 10, "num_demonstrations": NUM_CLEAN, **CLEAN}
     )
     files = lab.made("sandbox_world", **_fields(world)).outputs["files"]
     demonstrations = lab.ingested(files)["demonstrations"]
-    return lab.varied(0, "sft", demonstrations=demonstrations).outputs["model"]
+    num_epochs = lab.recipe.sft.num_epochs * times_fewer
+    return lab.varied(0, "sft", demonstrations=demonstrations, num_epochs=num_epochs).outputs[
+        "model"
+    ]
 
 
 def _fields(settings: WorldSettings) -> dict[str, object]:
@@ -146,7 +150,7 @@ FINDINGS = (
         "§3.1",
         "A few clean demonstrations are worth more than many noisy ones.",
         f"SFT on {NUM_CLEAN} clean demonstrations and on the recipe's noisy ones, ten times as "
-        "many, for the same number of epochs.",
+        "many, for the same number of steps.",
         few_clean,
         tuple(
             Effect(f"clean, {d.value}", f"gold {d.value}, few clean minus many noisy")
