@@ -8,6 +8,8 @@ from drill.row import Row, require
 EVERY_MINUTE = "* * * * *"
 WEEKLY_CRON = "0 3 * * 1"
 _MISSED = 3
+_SCHEDULER_LOOP = timedelta(seconds=80)
+"""Prefect looks once a minute which runs are to come, and makes none for what is past."""
 
 
 def fires(house: House) -> str:
@@ -48,7 +50,7 @@ def missed_weeks(house: House) -> str:
     prefect = house.prefect
     prefect.call("/work_pools/rlhf", {"is_paused": True}, method="PATCH")
     weekly = prefect.deployment(WEEKLY)
-    begin = datetime.now(UTC) + timedelta(seconds=20)
+    begin = datetime.now(UTC) + _SCHEDULER_LOOP
     rule = f"DTSTART:{begin:%Y%m%dT%H%M%S}Z\nRRULE:FREQ=SECONDLY;INTERVAL=2;COUNT={_MISSED}"
     schedule = {"active": True, "schedule": {"rrule": rule, "timezone": "UTC"}}
     known = {run["id"] for run in prefect.runs()}
