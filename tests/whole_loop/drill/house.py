@@ -21,6 +21,7 @@ from whole_loop_home import RLHF, TINY, environment_of, processes_on, run_rlhf
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
 from flows.environment import Places
+from flows.standing.programs import POOLS
 
 SECRET = "admin:drill"
 WEEKLY = "rlhf-iteration/weekly"
@@ -75,6 +76,9 @@ class House:
             )
         self.wait_until(self._is_ready, "the servers to be ready")
         self.standing = self.programs()
+        for command in [*self.standing]:
+            if _MODULES["flow run"] in command:  # the schedule has fired already
+                del self.standing[command]
 
     def _is_ready(self) -> bool:
         assert self._up is not None
@@ -82,7 +86,9 @@ class House:
             raise AssertionError((self.folder / "up.log").read_text()[-500:])
         with contextlib.suppress(OSError, ValueError):
             state = json.loads((self.home / "servers.json").read_text())
-            return state["ready"] and state["pid"] == self._up.pid
+            # after a reboot a pool is Ready for a while by the heartbeat of the worker before
+            workers = [self.pids(f"worker start --pool {pool} ") for pool in POOLS]
+            return state["ready"] and state["pid"] == self._up.pid and all(workers)
         return False
 
     @property
