@@ -16,6 +16,8 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _AWAY_SECONDS = 600.0
 """A server that was killed is started again and answers within this."""
 
+_PERSON_SECONDS = 5.0
+
 
 class Prefect:
     """What a person at Prefect's page can see and press."""
@@ -68,7 +70,9 @@ class Prefect:
         assert answer["status"] == "ACCEPT", answer
 
     def retry(self, run: str) -> None:
-        """The page's Retry."""
+        """The page's Retry, at a person's pace: of a process that was killed Prefect's worker tells
+        twice in a row, and the second time would undo a Retry that comes in between."""
+        time.sleep(_PERSON_SECONDS)
         self.set_state(run, "SCHEDULED", "AwaitingRetry")
 
     def cancel(self, run: str) -> None:
