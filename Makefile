@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## the sandbox from raw text to RLHF-V5, about ten minutes on 2 cores
+demo: $(VENV)/.installed  ## the sandbox from raw text to RLHF-V5, ten to eleven minutes on 2 cores
 	$(BIN)/rlhf demo
 
 paper: $(VENV)/.installed  ## the paper's findings in miniature, report/index.html; QUICK=1: one seed, smaller
