@@ -34,7 +34,7 @@ def stage_pools(recipe: Recipe) -> dict[str, int]:
 _SERVER_GRACE_SECONDS = 10.0
 _WORKER_GRACE_SECONDS = 40.0
 """Prefect gives a flow run 30 s to save what it can."""
-_WORKER_QUERY_SECONDS = 3
+_WORKER_QUERY_SECONDS = 1
 
 
 @dataclass(frozen=True)
