@@ -30,6 +30,7 @@ def test_without_a_gpu_one_sentence_says_what_is_needed(tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_on_a_cpu_too(tmp_path):
     done = run("--device", "cpu", "--size", "tiny", "--output", tmp_path / "gpu.json")
     assert done.returncode == 0, done.stdout + done.stderr

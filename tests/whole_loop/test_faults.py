@@ -27,7 +27,8 @@ def losses_alone(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
     return losses
 
 
-@pytest.mark.parametrize("zero_stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
 def test_two_processes_give_the_loss_curve_of_one(
     home: Path, losses_alone: list[float], tmp_path: Path, zero_stage: int
 ):
