@@ -65,7 +65,7 @@ def test_a_killed_iteration_finds_its_stage_again(up: Up):
     wait_until(lambda: is_running(up, HELPFULNESS), "the stage on its pool", pause=0.5)
     os.kill(process_of(up, run), signal.SIGKILL)
     assert up.ended(run)["state_type"] == "CRASHED"
-    time.sleep(10)  # Prefect's worker tells of a killed process twice, five seconds apart
+    time.sleep(30)  # Prefect's worker tells of a killed process twice: see drill/api.py, retry
     retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
     up.call(f"/flow_runs/{run}/set_state", retry)
     wait_until(

@@ -16,7 +16,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _AWAY_SECONDS = 600.0
 """A server that was killed is started again and answers within this."""
 
-_PERSON_SECONDS = 10.0
+_PERSON_SECONDS = 30.0
 
 
 class Prefect:
@@ -71,7 +71,7 @@ class Prefect:
 
     def retry(self, run: str) -> None:
         """The page's Retry, at a person's pace: of a process that was killed Prefect's worker tells
-        twice, five seconds apart, and the second time undoes a Retry that came in between."""
+        twice, with the import of the flow between, and undoes a Retry that came in between."""
         time.sleep(_PERSON_SECONDS)
         self.set_state(run, "SCHEDULED", "AwaitingRetry")
 
