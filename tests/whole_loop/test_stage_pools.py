@@ -81,7 +81,9 @@ def test_a_killed_iteration_finds_its_stage_again(up: Up):
 
 
 def test_a_person_is_asked_about_a_gate_and_decides(up: Up):
-    (asked,) = up.runs(flow_runs={"name": {"any_": ["rlhf-v1-gates"]}})
+    named = {"name": {"any_": ["rlhf-v1-gates"]}}
+    wait_until(lambda: up.runs(flow_runs=named), "its flow run", pause=0.5)
+    (asked,) = up.runs(flow_runs=named)
     run = asked["id"]
     wait_until(
         lambda: up.call(f"/flow_runs/{run}")["state_name"] == "Suspended",
