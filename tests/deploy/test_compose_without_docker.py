@@ -77,7 +77,9 @@ class Team:
 
     def environment(self, name: str) -> dict[str, str]:
         own = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
-        given = {k: self.local(v) for k, v in self.services[name].get("environment", {}).items()}
+        said = self.services[name].get("environment", {})
+        # compose fills variables in after it has read the YAML: an empty one is text, not null
+        given = {k: self.local(v or "") for k, v in said.items()}
         home = self.folder / f"home-of-{name}"  # a container has a disk of its own
         path = f"{BIN}:{os.environ['PATH']}"
         return own | {"PREFECT_HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1"} | given
