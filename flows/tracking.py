@@ -49,8 +49,9 @@ FLUSH_SECONDS = 15.0
 PAUSE_SECONDS = 30.0
 """From a call that failed to the next one: a dead server costs two timeouts at a time."""
 _BATCH = 999
-_PAGE = 1000
 """Metrics in one call, beside a tag: MLflow's limit is 1000 in all."""
+_PAGE = 1000
+"""Runs in one answer."""
 _MOST_PARAMS = 100
 _LONGEST_PARAM = 6000
 _LONGEST_DIGEST = 36

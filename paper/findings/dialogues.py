@@ -9,7 +9,7 @@ from data_contracts.base import Contract
 from data_contracts.ratings import Domain
 from paper import gold
 from paper.finding import Chart, Effect, Estimate, Estimates, Finding, paired
-from paper.findings.demonstrations import levels
+from paper.findings.demonstrations import HELD, levels
 from paper.lab import Lab
 from stages.models.retention import RETENTION
 
@@ -116,9 +116,8 @@ def context_distillation(lab: Lab) -> Estimates:
     targeted = scores["targeted"]
     estimates["distilled"] = paired(targeted[Domain.safety], scores["none"][Domain.safety])
     estimates["targeted"] = paired(targeted[Domain.safety], scores["untargeted"][Domain.safety])
-    # no test: the paper keeps distillation for adversarial prompts, since it costs on helpful ones
     kept = paired(targeted[Domain.helpfulness], scores["none"][Domain.helpfulness])
-    estimates["change of helpfulness"] = kept
+    estimates["helpfulness held"] = Estimate(HELD + kept.value, kept.error)
     return estimates
 
 
@@ -150,6 +149,7 @@ FINDINGS = (
         (
             Effect("distilled", "gold safety, targeted minus none"),
             Effect("targeted", "gold safety, targeted minus untargeted"),
+            Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
         weight=7,

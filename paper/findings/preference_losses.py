@@ -118,13 +118,14 @@ FINDINGS = (
     Finding(
         "e",
         "Table 29",
-        "The auxiliary loss on the safety label lets the Safety RM tell unsafe responses from safe "
-        "ones.",
+        "The auxiliary loss on the safety label lets the Safety RM recognise unsafe responses.",
         "The Safety RM of V1 with and without it; a response counts as unsafe where σ(score) is "
-        "below 0.5, as in the paper. Without it the level of the scores is free, so the share of "
-        "unsafe responses recognised says little alone: a model may call everything unsafe.",
+        "below 0.5, as in the paper.",
         auxiliary,
-        (Effect("both kinds", "mean over safe and unsafe responses told right, with − without"),),
+        (
+            Effect("recall of unsafe", "unsafe responses recognised, with minus without"),
+            Effect("both kinds", "mean over safe and unsafe responses told right, with − without"),
+        ),
         (
             Chart(
                 "bars",

@@ -75,10 +75,11 @@ class House:
                 start_new_session=True,
             )
         self.wait_until(self._is_ready, "the servers to be ready")
-        self.standing = self.programs()
-        for command in [*self.standing]:
-            if _MODULES["flow run"] in command:  # the schedule has fired already
-                del self.standing[command]
+        programs = self.programs()
+        # without a flow run's: the schedule may have fired already
+        self.standing = Counter(
+            {c: n for c, n in programs.items() if _MODULES["flow run"] not in c}
+        )
 
     def _is_ready(self) -> bool:
         assert self._up is not None
