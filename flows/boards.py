@@ -22,7 +22,8 @@ from data_contracts.store import Store
 from flows import progress
 from flows.events import GATE_FAILED, STAGE_STALLED
 from flows.gates import Verdict
-from flows.graph import base_nodes, version_label, version_nodes
+from flows.graph import base_nodes, version_nodes
+from flows.node import version_label
 from flows.progress import RateMeter, Snapshot, Terminal, duration, read_snapshot
 from flows.runner import NodeResult, Walk
 

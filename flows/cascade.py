@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_contracts.store import Manifest
-from flows.graph import Node, NodeId, Output, nodes
+from flows.graph import nodes
+from flows.node import Node, NodeId, Output
 from flows.pins import read_pins, repin
 from flows.planner import changed_downstream, head_manifest
 from flows.runner import NodeResult, Walk, run_node

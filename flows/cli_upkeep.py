@@ -45,8 +45,8 @@ def history(
     \b
     - `rlhf history --version 3 --stage reward_model`
     """
-    from flows.graph import version_label
     from flows.history import list_history
+    from flows.node import version_label
 
     rows = list_history(_store_of(places(home)), version, stage)
     if as_json:

@@ -163,7 +163,7 @@ def status(
     if as_json:
         print_json([row.as_json() for row in rows])
         return
-    from flows.graph import version_label
+    from flows.node import version_label
     from flows.progress import duration
 
     table = Table(title=f"Home {where.home}")

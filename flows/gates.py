@@ -16,7 +16,8 @@ from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Store
-from flows.graph import policy_label, reward_model_name, version_label
+from flows.graph import policy_label, reward_model_name
+from flows.node import version_label
 from flows.report import Heads
 
 POLICY = "policy"

@@ -17,9 +17,10 @@ from data_contracts.artifacts import ArtifactRef
 from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
 from flows.environment import places, prepare
 from flows.gates import Verdict, judge, record
-from flows.graph import BASE, Node, NodeId, Output, base_nodes, version_label, version_nodes
+from flows.graph import base_nodes, version_nodes
 from flows.label_weeks import delivery_file, publish_comparisons
 from flows.models import MODEL, model_nodes
+from flows.node import BASE, Node, NodeId, Output, version_label
 from flows.numbering import take_number, week_of
 from flows.occupied import claim, occupied
 from flows.pins import pin, read_pins

@@ -19,7 +19,8 @@ from data_contracts.durable import sync_folder
 from data_contracts.parquet import read_table, write_table
 from data_contracts.tables import COMPARISONS, PREFERENCES
 from flows.environment import Places
-from flows.graph import NodeId, Output, preference_nodes
+from flows.graph import preference_nodes
+from flows.node import NodeId, Output
 from flows.recipe import Recipe
 from flows.runner import Walk
 

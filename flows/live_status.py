@@ -11,7 +11,7 @@ from rich.table import Table
 
 from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
-from flows.graph import version_label
+from flows.node import version_label
 from flows.planner import Step, plan
 from flows.progress import RateMeter, Snapshot, duration, read_snapshot
 from flows.recipe import Recipe

@@ -8,7 +8,8 @@ from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
-from flows.graph import BASE, reward_model_name
+from flows.graph import reward_model_name
+from flows.node import BASE
 
 MODEL = "model"
 _BASE_MODELS = {"base": "pretrain", "sft": "sft"}

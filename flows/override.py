@@ -15,8 +15,8 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.gates import Override, Verdict, read_verdict, record_override
-from flows.graph import version_label
 from flows.iteration import model_digests, open_walk
+from flows.node import version_label
 
 DAYS_TO_ANSWER = 14
 _SUPERSEDED = "Superseded"

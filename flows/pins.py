@@ -11,7 +11,8 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract
 from data_contracts.errors import StoreError
 from data_contracts.store import Store
-from flows.graph import BASE, Output, version_label, version_nodes
+from flows.graph import version_nodes
+from flows.node import BASE, Output, version_label
 from flows.recipe import Recipe
 from flows.runner import Walk
 

@@ -7,8 +7,8 @@ from prefect import flow
 from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows.environment import places
-from flows.graph import BASE
 from flows.iteration import AWAITING_LABELS, as_recipe, rlhf_iteration
+from flows.node import BASE
 from flows.occupied import claim, occupied
 
 

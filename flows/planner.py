@@ -12,7 +12,8 @@ from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
-from flows.graph import Node, NodeId, Output, nodes, outputs_in
+from flows.graph import nodes
+from flows.node import Node, NodeId, Output, outputs_in
 from flows.recipe import Recipe
 from flows.sources import on_disk
 from stages.runtime.stage import stage_code, stage_module

@@ -12,8 +12,9 @@ from data_contracts.ratings import Domain, Rating
 from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
 from flows.environment import Places
-from flows.graph import BASE, NodeId, nodes, policy_label, reward_model_name, version_label
+from flows.graph import nodes, policy_label, reward_model_name
 from flows.models import list_models
+from flows.node import BASE, NodeId, version_label
 from flows.planner import head_manifest
 from flows.progress import duration
 from flows.recipe import Recipe

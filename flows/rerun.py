@@ -7,8 +7,8 @@ from prefect import flow
 
 from flows.boards import publish_board, publish_overview
 from flows.cascade import rerun
-from flows.graph import Node
 from flows.iteration import open_walk, pass_gates
+from flows.node import Node
 from flows.numbering import LAST_STAGE
 from flows.occupied import occupied
 from flows.runner import find_nodes

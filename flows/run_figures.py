@@ -7,7 +7,8 @@ import numpy as np
 
 from annotation.evaluation.strengths import Strength
 from data_contracts.ratings import Domain
-from flows.graph import BASE, policy_label
+from flows.graph import policy_label
+from flows.node import BASE
 from flows.pages.figures import Drawing, draw
 from flows.run_record import GOLD, REWARD_MODEL, RunRecord
 from stages.models.comparison import Z_95

@@ -8,8 +8,9 @@ from data_contracts.ratings import Domain
 from data_contracts.store import Manifest
 from flows import run_figures as figures
 from flows.environment import Places
-from flows.graph import BASE, policy_label, version_label
+from flows.graph import policy_label
 from flows.models import list_models
+from flows.node import BASE, version_label
 from flows.pages.page import (
     Answer,
     Block,

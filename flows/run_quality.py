@@ -6,8 +6,9 @@ from typing import Any
 from annotation.evaluation.strengths import Game, Strength, strengths
 from data_contracts.ratings import Domain, Rating
 from flows import run_figures as figures
-from flows.graph import BASE, policy_label, version_label
+from flows.graph import policy_label
 from flows.judgements import all_games
+from flows.node import BASE, version_label
 from flows.pages.page import Block, Cell, Figure, Mark, Table, Text
 from flows.run_figures import judge_name, mean_of
 from flows.run_record import GOLD, REWARD_MODEL, RunRecord

@@ -11,8 +11,9 @@ from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
 from flows.gates import Verdict
-from flows.graph import BASE, policy_label, reward_model_name
+from flows.graph import policy_label, reward_model_name
 from flows.judgements import Judgement, read_judgements, read_win_rates
+from flows.node import BASE
 from stages.runtime.workdir import read_metrics
 
 GOLD, REWARD_MODEL = "gold", "reward_model"

@@ -11,7 +11,8 @@ from data_contracts.keys import stage_key
 from data_contracts.ledger import Ledger
 from data_contracts.store import Manifest, Store
 from flows.environment import Places
-from flows.graph import Node, NodeId, Output, nodes
+from flows.graph import nodes
+from flows.node import Node, NodeId, Output
 from flows.planner import head_manifest, standing_manifest
 from flows.progress import Terminal, duration
 from flows.recipe import Recipe

@@ -26,7 +26,7 @@ from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.store import Store
 from flows.environment import places, prepare
-from flows.graph import Node
+from flows.node import Node
 from flows.runner import Walk, run_here
 from stages.runtime.launcher import Launch
 from stages.runtime.stage import StageResult, run_stage, stage_module

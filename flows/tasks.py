@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.graph import Node
+from flows.node import Node
 from flows.planner import is_named
 from flows.runner import NodeResult, Walk, run_node
 

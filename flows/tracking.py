@@ -27,7 +27,8 @@ from data_contracts.errors import UserError
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
 from flows.environment import Places, prepare
-from flows.graph import BASE, Node, policy, reward_model_name
+from flows.graph import policy, reward_model_name
+from flows.node import BASE, Node
 from flows.recipe import Recipe
 from stages.runtime.stage import inputs_of, stage_module
 from stages.runtime.workdir import read_metrics, read_samples

@@ -14,7 +14,8 @@ from data_contracts.base import StageConfig
 from data_contracts.parquet import read_table
 from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
-from flows.graph import Node, NodeId, Output, nodes
+from flows.graph import nodes
+from flows.node import Node, NodeId, Output
 from flows.recipe import Recipe
 from paper.scale import Scale, dialogue_recipe, recipe
 from stages.runtime.launcher import Launch

@@ -4,7 +4,8 @@ import pytest
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.errors import UserError
-from flows.graph import NodeId, Output, nodes, policy
+from flows.graph import nodes, policy
+from flows.node import NodeId, Output
 from flows.recipe import Recipe, load_recipe
 from stages.importers.source import Source
 from stages.ingest import IngestSettings

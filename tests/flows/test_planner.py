@@ -8,7 +8,7 @@ from fake_stages import SHORT, walk_all
 from data_contracts import provenance
 from flows import planner
 from flows.cascade import rerun
-from flows.graph import NodeId
+from flows.node import NodeId
 from flows.planner import Step, plan
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk, find_nodes

@@ -9,7 +9,8 @@ import pytest
 from fake_stages import walk_all
 
 from data_contracts.errors import UserError
-from flows.graph import Node, version_nodes
+from flows.graph import version_nodes
+from flows.node import Node
 from flows.recipe import LaunchSettings, Recipe
 from flows.runner import Walk
 from flows.stage_runs import Request, _attempts, _Call, _run, on_pools

@@ -25,7 +25,8 @@ from whole_loop_home import (
 
 from data_contracts.errors import UserError
 from flows.environment import places
-from flows.graph import Node, nodes
+from flows.graph import nodes
+from flows.node import Node
 from flows.progress import Terminal
 from flows.recipe import load_recipe
 from flows.runner import Walk, run_node

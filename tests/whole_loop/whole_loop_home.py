@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
 from flows.cli import app
-from flows.graph import version_label
+from flows.node import version_label
 from flows.planner import Step
 from flows.planner import plan as plan_steps
 from flows.recipe import load_recipe
