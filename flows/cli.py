@@ -125,7 +125,7 @@ def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
         prepare(where)
         api = begin_api(where)
         from flows.pipeline import rlhf_run
-        from flows.tracking import load_mlflow
+        from flows.tracking.access import load_mlflow
 
         load_mlflow(where)
         api.wait()

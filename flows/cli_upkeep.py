@@ -151,7 +151,7 @@ def gc(
     from flows.garbage import find_garbage
     from flows.garbage import remove as remove_garbage
     from flows.server import use_standing
-    from flows.tracking import registered_digests
+    from flows.tracking.registry import registered_digests
 
     where = places(home)
     use_standing(where)  # its MLflow may have another database than the home's

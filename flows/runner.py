@@ -16,7 +16,7 @@ from flows.node import Node, NodeId, Output
 from flows.planner import head_manifest, standing_manifest
 from flows.progress import Terminal, duration
 from flows.recipe import Recipe
-from flows.tracking import Tracker
+from flows.tracking.tracker import Tracker
 from stages.runtime import stopping
 from stages.runtime.stage import StageResult, run_stage, stage_module
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_contracts.store import Store
 from flows.environment import Places
-from flows.tracking import Tracker
+from flows.tracking.tracker import Tracker
 from paper.finding import Result
 from paper.scale import FULL, recipe
 

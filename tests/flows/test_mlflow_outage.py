@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from flows import tracking
 from flows.graph import nodes
 from flows.planner import plan
 from flows.recipe import load_recipe
 from flows.runner import Walk, run_node
-from flows.tracking import _BATCH, _batches
+from flows.tracking import tracker as tracking
+from flows.tracking.tracker import _BATCH, _batches
 from stages.runtime.workdir import METRICS_FILE
 
 NewWalk = Callable[..., Walk]

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from fake_stages import walk_all
 
-from flows import tracking
 from flows.cascade import rerun
 from flows.environment import prepare
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk, find_nodes
+from flows.tracking import tracker as tracking
 
 NewWalk = Callable[..., Walk]
 

@@ -8,11 +8,9 @@ or from the manifests and the spools in a later walk.
 `mlflow` is imported on first use: plan, stage --help and the like do not pay for it.
 """
 
-import importlib
 import json
 import logging
 import math
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,29 +21,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
-from data_contracts.errors import UserError
-from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
 from flows.environment import Places, prepare
-from flows.graph import policy, reward_model_name
 from flows.node import BASE, Node
 from flows.recipe import Recipe
+from flows.tracking.access import all_pages, ensure_database
+from flows.tracking.registry import ITERATION_TAG, Registry, registered_name
 from stages.runtime.stage import inputs_of, stage_module
 from stages.runtime.workdir import read_metrics, read_samples
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.store.entities import PagedList
 
 LOG = logging.getLogger(__name__)
 
 KEY_TAG = "rlhf.stage_key"
-ITERATION_TAG = "rlhf.iteration"
-DIGEST_TAG = "rlhf.digest"
-PROMOTED_TAG = "rlhf.promoted_by"
-CHAMPION = "champion"
-"""Alias of the version that the gates let through last."""
 FLUSH_SECONDS = 15.0
 PAUSE_SECONDS = 30.0
 """From a call that failed to the next one: a dead server costs two timeouts at a time."""
@@ -305,7 +296,7 @@ class Tracker:
     def _search(self, condition: str) -> "list[Run]":
         """All runs that fulfil a condition; MLflow gives them a page at a time."""
         return list(
-            _all_pages(
+            all_pages(
                 lambda token: self._client.search_runs(
                     [self._experiment], condition, max_results=_PAGE, page_token=token
                 )
@@ -429,65 +420,19 @@ class Tracker:
 
     @_never_fails
     def promote(self, version: int, digests: Mapping[str, str], why: str = "gates") -> None:
-        """Make models of an iteration the champions, by name and digest, and keep `why`.
+        """`Registry.promote`, for the gates and for who overrides them."""
+        self._registry.promote(version, digests, why)
 
-        Called by the gates, and by who overrides them. A champion of a later iteration stays.
-        """
-        for name, digest in digests.items():
-            versions = self._client.search_model_versions(f"name = '{name}'")
-            own = [v for v in versions if _is_model(v.tags, digest, version)]
-            aliases = self._client.get_registered_model(name).aliases if own else {}
-            champion = next(
-                (v for v in versions if str(v.version) == str(aliases.get(CHAMPION))), None
-            )
-            is_later = champion is not None and int(champion.tags[ITERATION_TAG]) > version
-            if own and not is_later:
-                newest = max(own, key=lambda v: int(v.version))
-                self._client.set_registered_model_alias(name, CHAMPION, newest.version)
-                self._client.set_model_version_tag(name, newest.version, PROMOTED_TAG, why)
+    @cached_property
+    def _registry(self) -> Registry:
+        return Registry(self._client, self.where.mlflow, self._experiment)
 
     def _register(self, node: Node, manifest: Manifest, run_id: str, store: Store) -> None:
-        """A version of `policy`, `helpfulness-rm` or `safety-rm` when the node makes one."""
-        name = registered_name(self.recipe, node)
-        if name is None:
-            return
-        ref = manifest.outputs["model"]
-        self._ensure_registered(name)
-        iteration = str(node.id.version)
-        for version in self._client.search_model_versions(f"name = '{name}'"):
-            if _is_model(version.tags, ref.digest, node.id.version):
-                return
-        from mlflow import create_external_model, set_tracking_uri
-
-        set_tracking_uri(self.where.mlflow)
-        tags = {
-            DIGEST_TAG: ref.digest,
-            ITERATION_TAG: iteration,
-            "rlhf.path": str(store.local(ref)),
-        }
-        model = create_external_model(
-            f"{name}-v{iteration}",
-            source_run_id=run_id,
-            tags=tags,
-            experiment_id=self._experiment,
-        )
-        self._client.create_model_version(
-            name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            tags=tags,
-            model_id=model.model_id,
-        )
-
-    def _ensure_registered(self, name: str) -> None:
-        if not self._client.search_registered_models(f"name = '{name}'"):
-            self._client.create_registered_model(name)
-
-
-def _is_model(tags: Mapping[str, str] | None, digest: str, iteration: int) -> bool:
-    """Whether a model version's tags say that it is this model of this iteration."""
-    found = tags or {}
-    return (found.get(DIGEST_TAG), found.get(ITERATION_TAG)) == (digest, str(iteration))
+        """What a node has made, when it is a model that is registered."""
+        if (name := registered_name(self.recipe, node)) is not None:
+            ref = manifest.outputs["model"]
+            path = str(store.local(ref))
+            self._registry.register(name, node.id.version, ref.digest, path, run_id)
 
 
 class _Batch(NamedTuple):
@@ -514,70 +459,6 @@ def _batches(steps: Sequence[tuple[int, list[Any]]]) -> Iterator[_Batch]:
 
 def _parent_name(version: int) -> str:
     return "Base" if version == BASE else f"RLHF-V{version}"
-
-
-def registered_name(recipe: Recipe, node: Node) -> str | None:
-    """Name in the model registry of what a node of an iteration makes, if it is registered."""
-    version = node.id.version
-    if version == BASE:
-        return None
-    if policy(recipe, version).node == node.id:
-        return "policy"
-    names = {reward_model_name(domain): f"{domain.value}-rm" for domain in Domain}
-    return names.get(node.id.name)
-
-
-def registered_digests(where: Places) -> set[str]:
-    """Digests of all versions of all registered models; none when there is no MLflow yet.
-
-    Raises UserError when MLflow cannot be asked.
-    """
-    is_local = where.mlflow == f"sqlite:///{where.mlflow_database}"
-    if is_local and not where.mlflow_database.exists():
-        return set()
-    prepare(where)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(where.mlflow, registry_uri=where.mlflow)
-    versions = _all_pages(lambda token: client.search_model_versions(page_token=token))
-    try:
-        return {v.tags[DIGEST_TAG] for v in versions if DIGEST_TAG in v.tags}
-    except Exception as error:  # whatever MLflow, its HTTP client or its database raises
-        raise UserError(
-            f"MLflow at {where.mlflow} does not say which models are registered: "
-            f"{' '.join(str(error).split())[:_LONGEST_REASON]}",
-            "Start it and try again: a registered model's files must not be removed",
-        ) from error
-
-
-def _all_pages(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
-    token: str | None = None
-    while token != "":
-        page = search(token)
-        yield from page
-        token = page.token or ""
-
-
-def load_mlflow(where: Places) -> None:
-    """Import what records will need: seconds, for a caller who waits for something else anyway."""
-    is_database = where.mlflow.startswith("sqlite:")
-    importlib.import_module("mlflow.store.tracking.sqlalchemy_store" if is_database else "mlflow")
-
-
-def ensure_database(path: Path) -> None:
-    """Make MLflow's database, when there is none, whole or not at all: one whose tables a kill or a
-    full disk left half made MLflow refuses for good."""
-    if path.exists():
-        return
-    from mlflow import MlflowClient
-
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.unlink(missing_ok=True)
-    try:
-        MlflowClient(f"sqlite:///{unfinished}").search_experiments()
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

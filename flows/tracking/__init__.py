@@ -1,0 +1,1 @@
+"""What MLflow is told and asked: nothing else in `flows` speaks to it."""
