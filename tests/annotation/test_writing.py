@@ -1,6 +1,7 @@
 """An annotator writes a prompt, and our own model server answers."""
 
 import asyncio
+import html
 import threading
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_a_dialogue_goes_on_with_the_chosen_response(database, clock, model_url)
     reply = ann.label(page, "right-better")
     path = reply.headers["hx-redirect"]
     assert path.startswith("/write/helpfulness?after=")
-    assert page.right.strip() in ann.client.get(path).text.replace("&#39;", "'")
+    assert page.right.strip() in html.unescape(ann.client.get(path).text)
     after = path.partition("after=")[2]
     ann.post("/write/helpfulness", {"prompt": "and the mat?", "after": after})
     assert ann.open().messages == [
