@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from whole_loop_home import PATIENCE_SECONDS, TINY, Rlhf, run_rlhf
+from whole_loop_home import PATIENCE_SECONDS, TINY, rlhf_here, run_rlhf
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -35,7 +35,7 @@ def home(first_run: tuple[Path, str]) -> Path:
 @pytest.fixture(scope="session")
 def models(home: Path) -> dict[str, Path]:
     """Folders of the models as "policy:1", from `rlhf models --json`."""
-    out = run_rlhf("models", "--json", home=home)
+    out = rlhf_here("models", "--json", home=home)
     assert out.returncode == 0, out.stderr
     return {f"{row['name']}:{row['version']}": Path(row["path"]) for row in json.loads(out.stdout)}
 
@@ -44,9 +44,3 @@ def models(home: Path) -> dict[str, Path]:
 def tiny() -> Path:
     """The small recipe that the home was made with."""
     return TINY
-
-
-@pytest.fixture(scope="session")
-def rlhf() -> Rlhf:
-    """The console script."""
-    return run_rlhf

@@ -60,7 +60,7 @@ def test_an_unknown_recipe_key(tmp_path: Path):
 
 
 def test_a_prompt_longer_than_the_context(home: Path, tmp_path: Path):
-    out = run_rlhf(
+    out = rlhf_here(
         "stage", "sample_pairs", "--recipe", TINY, "--version", "1",
         "--set", "sample_pairs.max_new_tokens=110", home=shutil.copytree(home, tmp_path / "h"),
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_nan_in_a_weights_file(home: Path, models: dict[str, Path], tmp_path: Pa
     copy = Path(shutil.copytree(home, tmp_path / "home"))
     before = believed(copy)
     setting = f"pretrain.init_from.path={folder}"
-    out = run_rlhf("stage", "pretrain", "--recipe", TINY, "--set", setting, home=copy)
+    out = rlhf_here("stage", "pretrain", "--recipe", TINY, "--set", setting, home=copy)
     assert_one_paragraph(out, "model.safetensors", "model.norm.weight", "NaN")
     assert believed(copy) == before
 
