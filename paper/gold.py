@@ -35,11 +35,16 @@ def by_prompt(
 
 
 def answers(lab: Lab, policy: ArtifactRef, **changes: Any) -> list[Row]:
-    """A model's answers to held-out prompts, one each at T=1, scored by V1's reward models.
+    """A model's answers to held-out prompts at T=1, scored by V1's reward models.
 
     `changes` are fields of the probe's configuration.
     """
-    fields = {"policy": policy, "prompts": lab.prompts, "num_prompts": lab.scale.test_prompts}
+    fields = {
+        "policy": policy,
+        "prompts": lab.prompts,
+        "num_prompts": lab.scale.test_prompts,
+        "num_samples": lab.scale.test_answers,
+    }
     if "safety_rm" not in changes:
         fields |= lab.reward_models(1)
     fields |= changes

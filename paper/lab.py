@@ -76,6 +76,8 @@ class Lab:
         if node_id == NodeId(1, "sample_pairs"):
             pool = node.settings.model_copy(update={"num_prompts": self.scale.first_week})
             return replace(node, settings=pool)
+        if node_id.version == self.recipe.ppo_from_version and node.stage == "reward_model":
+            return in_full(node)
         return node
 
     # ---- other runs
@@ -129,3 +131,12 @@ class Lab:
             "helpfulness_rm": self.output(version, "reward_model-helpfulness"),
             "safety_rm": self.output(version, "reward_model-safety"),
         }
+
+
+def in_full(node: Node) -> Node:
+    """A reward model from the chat model on all batches, not the last version's gone on.
+
+    PPO finds what a reward model is wrong about; to choose among samples asks less of it.
+    """
+    inputs = {field: source for field, source in node.inputs.items() if field != "continue_from"}
+    return replace(node, inputs=inputs, fixed={**node.fixed, "num_epochs": 3})

@@ -19,6 +19,7 @@ from paper.finding import Estimates, Finding, Result, conclude
 from paper.findings import FINDINGS
 from paper.lab import Lab
 from paper.scale import Scale
+from stages.runtime.supervisor import die_with_parent
 
 Say = Callable[[str], None]
 FIRST = "imop"
@@ -53,7 +54,9 @@ def run_findings(
     outcomes: list[Outcome] = []
     # spawned: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(
+        num_processes, mp_context=context, initializer=begin, initargs=(os.getpid(),)
+    ) as pool:
         for done in as_completed([pool.submit(work, home, scale, job) for job in jobs]):
             outcomes.append(done.result())
             say(progress.line(outcomes[-1]))
@@ -129,8 +132,9 @@ def work(home: str, scale: Scale, job: Job) -> Outcome:
     return Outcome(job, estimates, seconds=time.monotonic() - started)
 
 
-def one_thread() -> None:
-    """Each process has one core, and gives way to whatever else the user does."""
+def begin(parent: int) -> None:
+    """Each process has one core, and ends with the one that it works for."""
+    die_with_parent(parent)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 

@@ -29,7 +29,9 @@ class Scale:
     """Of V5 and of each ablation."""
     ppo_batch: int
     test_prompts: Counts
-    """Held-out prompts on which the gold judge looks at a model."""
+    """Held-out prompts on which the gold judge looks at a model; the world has 840 and 370."""
+    test_answers: int
+    """A model's answers to each of them."""
     sweep_prompts: Counts
     """Held-out prompts that are sampled many times."""
     sweep_samples: int
@@ -44,14 +46,15 @@ class Scale:
 
 FULL = Scale(
     seeds=(1, 2, 3),
-    first_week={"helpfulness": 2000, "safety": 1000},
-    later_weeks={"helpfulness": 300, "safety": 200},
+    first_week={"helpfulness": 2700, "safety": 1400},
+    later_weeks={"helpfulness": 350, "safety": 240},
     rejection_sampling={"helpfulness": 400, "safety": 150},
     num_samples=6,
     ppo_iterations=20,
     ppo_batch=160,
-    test_prompts={"helpfulness": 400, "safety": 200},
-    sweep_prompts={"helpfulness": 64},
+    test_prompts={"helpfulness": 800, "safety": 360},
+    test_answers=2,
+    sweep_prompts={"helpfulness": 160},
     sweep_samples=16,
     ghost_attention={"helpfulness": 1500},
     distilled_prompts=400,
@@ -65,6 +68,7 @@ QUICK = Scale(
     ppo_iterations=10,
     ppo_batch=128,
     test_prompts={"helpfulness": 240, "safety": 120},
+    test_answers=1,
     sweep_prompts={"helpfulness": 40},
     sweep_samples=16,
     ghost_attention={"helpfulness": 1000},
@@ -96,9 +100,13 @@ def recipe(scale: Scale, seed: int) -> Recipe:
             "world": base.world.model_copy(update={"num_open_pairs": 5_000}),
             "sample_pairs": base.sample_pairs.model_copy(update={"num_prompts": scale.later_weeks}),
             "collect_preferences": base.collect_preferences.model_copy(
-                update={"test_fraction": 0.3}
+                update={"test_fraction": 0.4}
             ),
-            "helpfulness_rm": base.helpfulness_rm.model_copy(update={"other_share": 0.7}),
+            # 0.5 in the paper, whose open-source pairs are mostly about helpfulness; half of the
+            # world's are about safety. As many steps as with the demo's share, on own pairs.
+            "helpfulness_rm": base.helpfulness_rm.model_copy(
+                update={"other_share": 0.3, "num_epochs": 2}
+            ),
             "rejection_sampling": base.rejection_sampling.model_copy(
                 update={
                     "num_prompts": scale.rejection_sampling,
@@ -109,6 +117,7 @@ def recipe(scale: Scale, seed: int) -> Recipe:
                 update={
                     "num_iterations": scale.ppo_iterations,
                     "batch_size": scale.ppo_batch,
+                    "learning_rate": 1e-4,
                     "num_held_out_prompts": {"helpfulness": 64, "safety": 32},
                 }
             ),

@@ -25,7 +25,8 @@ SAFETY_SHARES = (0.0, 0.25, 0.5, 1.0)
 """Of the safety prompts that rejection sampling has."""
 HELD = 0.03
 """Gold helpfulness that may be lost where it is said to be held."""
-STUDENT = "medium"
+STUDENT = "small"
+"""An eighth of the large model, as 7B is a tenth of 70B."""
 
 
 def levels(scores: Mapping[str, Mapping[Domain, gold.ByPrompt]]) -> Estimates:
@@ -163,7 +164,7 @@ FINDINGS = (
         "q",
         "§3.2.3",
         "A smaller model learns more from the large model's best samples than from its own.",
-        "A medium model's own rejection sampling against fine-tuning on the large model's best "
+        "A small model's own rejection sampling against fine-tuning on the large model's best "
         "answers to the same prompts, chosen by the same reward models.",
         distillation,
         (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),

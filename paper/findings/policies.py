@@ -11,8 +11,8 @@ from stages.models.sampling import response_body
 from stages.runtime.workdir import read_metrics
 from stages.text.tokenizer import Tokenizer
 
-HACKING_LEARNING_RATE = 2e-4
-"""Four times the recipe's, for both arms: what is slow at 5e-5 shows within the time there is."""
+FAST = 2e-4
+"""A learning rate twice the recipe's, for both arms: what is slow shows within the time there is."""
 FREE, HELD = "no penalty", "penalty"
 """The arms of (k)."""
 GATE_OFF = 1e-9
@@ -34,8 +34,8 @@ def ppo(lab: Lab, **changes: Any) -> Manifest:
 def hacking(lab: Lab) -> Estimates:
     """Reward-model and gold score of the same answers, without a KL penalty and with it."""
     runs = {
-        FREE: ppo(lab, kl_beta=0.0, learning_rate=HACKING_LEARNING_RATE),
-        HELD: ppo(lab, learning_rate=HACKING_LEARNING_RATE),
+        FREE: ppo(lab, kl_beta=0.0, learning_rate=FAST),
+        HELD: ppo(lab, learning_rate=FAST),
     }
     models = {"start": lab.output(1, "rejection_sampling")}
     models |= {name: run.outputs["model"] for name, run in runs.items()}
@@ -107,7 +107,7 @@ def gate(lab: Lab) -> Estimates:
         "prompts": untagged,
         "num_prompts": {"helpfulness": 6_000},
         "num_held_out_prompts": {"helpfulness": 64},
-        "learning_rate": 1e-4,
+        "learning_rate": FAST,
     }
     runs = {"gate on": ppo(lab, **common), "gate off": ppo(lab, **common, gate_threshold=GATE_OFF)}
     scores = {name: both_domains(lab, run) for name, run in runs.items()}
@@ -120,8 +120,8 @@ def gate(lab: Lab) -> Estimates:
 def whitening(lab: Lab) -> Estimates:
     """Rewards whitened and as they are, at the same β and learning rate."""
     runs = {
-        "whitened": ppo(lab, learning_rate=1e-4),
-        "not whitened": ppo(lab, learning_rate=1e-4, whiten_by="none"),
+        "whitened": ppo(lab),
+        "not whitened": ppo(lab, whiten_by="none"),
     }
     scores = {name: both_domains(lab, run) for name, run in runs.items()}
     estimates = levels(scores)
@@ -160,7 +160,7 @@ FINDINGS = (
         "Without the KL penalty the policy exploits its reward model: the reward rises and the "
         "true quality falls. The paper's penalty holds it.",
         f"PPO from V1 with and without the penalty, both at a learning rate of "
-        f"{HACKING_LEARNING_RATE:g}; the last best checkpoint's answers to held-out harmless "
+        f"{FAST:g}; the last best checkpoint's answers to held-out harmless "
         "prompts by the Helpfulness RM and by the gold judge.",
         hacking,
         (

@@ -155,7 +155,7 @@ def calibration(lab: Lab) -> Estimates:
 
 def scored_responses(lab: Lab, domain: Domain) -> tuple[Sequence[float], Sequence[float]]:
     """Reward-model score and gold score of the SFT model's answers to held-out prompts."""
-    rows = [row for row in gold.answers(lab, lab.sft) if row["domain"] == domain]
+    rows = [row for row in gold.answers(lab, lab.sft, num_samples=1) if row["domain"] == domain]
     return [row[f"{domain}_score"] for row in rows], [gold.gold_of(row) for row in rows]
 
 

@@ -9,9 +9,9 @@ from paper import gold
 from paper.finding import Chart, Effect, Estimate, Estimates, Finding, mean
 from paper.lab import Lab
 
-TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.4)
+TEMPERATURES = (0.6, 1.0, 1.4, 1.8)
 COUNTS = (1, 2, 4, 8, 16)
-COLD, HOT = 0.8, 1.2
+COLD, HOT = 1.0, 1.8
 """The temperatures between which (g) compares models."""
 HELD = 0.25
 """Standard deviations by which a median may move and still be called flat."""
@@ -117,7 +117,7 @@ FINDINGS = (
         "g",
         "Figure 8",
         "RLHF raises the temperature at which the best of N is highest.",
-        f"Best of 16 at five temperatures before and after RLHF. The test: sampling at T={HOT} "
+        f"Best of 16 at four temperatures before and after RLHF. The test: sampling at T={HOT} "
         f"instead of {COLD} changes the best of 16 more favourably after RLHF than before, prompt "
         "by prompt.",
         temperature,

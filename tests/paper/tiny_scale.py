@@ -11,6 +11,7 @@ TINY = Scale(
     ppo_iterations=2,
     ppo_batch=16,
     test_prompts={"helpfulness": 16, "safety": 12},
+    test_answers=2,
     sweep_prompts={"helpfulness": 4},
     sweep_samples=16,
     ghost_attention={"helpfulness": 24},

@@ -114,10 +114,12 @@ def test_a_second_run_beside_a_live_one_is_refused(home: Path, tmp_path: Path):
     copy = Path(shutil.copytree(home, tmp_path / "home"))
     with running_rlhf("run", "--recipe", TINY, "--force", "v2/ppo", home=copy) as process:
         await_attempt(copy, "v2/ppo", process, number=2)
+        os.kill(process.pid, signal.SIGSTOP)  # or it might end before the others have begun
         for second in (("run", "--recipe", TINY), ("stage", "sft", "--recipe", TINY)):
             out = run_rlhf(*second, home=copy)
             assert out.returncode == 2, out.stderr
             assert f"held by process {process.pid} " in out.stderr
             assert "Traceback" not in out.stderr
+        os.kill(process.pid, signal.SIGCONT)
         assert process.wait(PATIENCE_SECONDS) == 0
     assert digests(copy) == digests(home)
