@@ -12,7 +12,7 @@ from stages.runtime.workdir import read_metrics
 from stages.text.tokenizer import Tokenizer
 
 FAST = 2e-4
-"""A learning rate twice the recipe's, for both arms: what is slow shows within the time there is."""
+"""A learning rate twice the recipe's, for both arms: what is slow shows within the time."""
 FREE, HELD = "no penalty", "penalty"
 """The arms of (k)."""
 GATE_OFF = 1e-9
