@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
@@ -32,6 +32,24 @@ class ArtifactRef(Contract):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.digest[:12]}"
+
+
+def inputs_of(config: Contract) -> dict[str, ArtifactRef]:
+    """Every artifact a config names, by field: policy, preferences.0, models.v3."""
+    return dict(_references("", dict(config)))
+
+
+def _references(name: str, value: Any) -> Iterator[tuple[str, ArtifactRef]]:
+    if isinstance(value, ArtifactRef):
+        yield name, value
+    elif isinstance(value, Contract):
+        yield from _references(name, dict(value))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _references(f"{name}.{key}".lstrip("."), item)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _references(f"{name}.{i}", item)
 
 
 def listing_of(folder: Path) -> Listing:

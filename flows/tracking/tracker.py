@@ -8,26 +8,26 @@ or from the manifests and the spools in a later walk.
 `mlflow` is imported on first use: plan, stage --help and the like do not pay for it.
 """
 
-import json
 import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_contracts.artifacts import ArtifactRef
+from data_contracts.artifacts import ArtifactRef, inputs_of
 from data_contracts.base import StageConfig
 from data_contracts.store import Manifest, Store
 from flows.environment import Places, prepare
 from flows.node import BASE, Node
 from flows.recipe import Recipe
 from flows.tracking.access import all_pages, ensure_database
+from flows.tracking.entities import BATCH, batches, datasets_of, metrics_now, metrics_of, params_of
 from flows.tracking.registry import ITERATION_TAG, Registry, registered_name
-from stages.runtime.stage import inputs_of, stage_module
+from stages.runtime.stage import stage_module
 from stages.runtime.workdir import read_metrics, read_samples
 
 if TYPE_CHECKING:
@@ -40,13 +40,8 @@ KEY_TAG = "rlhf.stage_key"
 FLUSH_SECONDS = 15.0
 PAUSE_SECONDS = 30.0
 """From a call that failed to the next one: a dead server costs two timeouts at a time."""
-_BATCH = 999
-"""Metrics in one call, beside a tag: MLflow's limit is 1000 in all."""
 _PAGE = 1000
 """Runs in one answer."""
-_MOST_PARAMS = 100
-_LONGEST_PARAM = 6000
-_LONGEST_DIGEST = 36
 _LONGEST_REASON = 200
 _PARENT_TAG = "mlflow.parentRunId"
 _NAME_TAG = "mlflow.runName"
@@ -191,7 +186,7 @@ class Tracker:
 
         done = self._offset(key, run_id)
         rows = [row for row in read_metrics(self._store, key) if row["step"] >= done]
-        for batch in _batches([(int(row["step"]), list(self._metrics_of(row))) for row in rows]):
+        for batch in batches([(int(row["step"]), metrics_of(row)) for row in rows]):
             # The offset goes with the metrics: after a crash between the two, a step that was made
             # again meanwhile would be sent again, and stand there twice.
             tag = RunTag("rlhf.spool_step", str(batch.next_step))
@@ -320,8 +315,6 @@ class Tracker:
         return self._parents[version]
 
     def _create_child(self, node: Node, key: str, config: StageConfig) -> str:
-        from mlflow.entities import Param
-
         tags = {
             _NAME_TAG: node.id.name,
             _PARENT_TAG: self._parent(node.id.version),
@@ -331,50 +324,27 @@ class Tracker:
         }
         run_id = self._client.create_run(self._experiment, tags=tags).info.run_id
         inputs = inputs_of(config)
-        input_fields = {name.split(".")[0] for name in inputs}
-        params = [
-            Param(k, v[:_LONGEST_PARAM])
-            for k, v in _flat(config.meaning())
-            if k.split(".")[0] not in input_fields
-        ]
-        for i in range(0, len(params), _MOST_PARAMS):
-            self._client.log_batch(run_id, params=params[i : i + _MOST_PARAMS])
+        for params in params_of(config, {name.split(".")[0] for name in inputs}):
+            self._client.log_batch(run_id, params=params)
         self._log_inputs(run_id, inputs)
         return run_id
 
     def _log_inputs(self, run_id: str, named: Mapping[str, ArtifactRef]) -> None:
         """Inputs as datasets; MLflow's digest is too short for ours, so a tag has all of it."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, RunTag
+        from mlflow.entities import RunTag
 
-        datasets = [
-            DatasetInput(
-                Dataset(
-                    name=name,
-                    digest=ref.digest[:_LONGEST_DIGEST],
-                    source_type="rlhf_store",
-                    source=json.dumps({"uri": f"{self.where.home}/objects/{ref.digest}"}),
-                    profile=json.dumps({"kind": ref.kind}),
-                ),
-                [InputTag("mlflow.data.context", name)],
-            )
-            for name, ref in named.items()
-        ]
+        datasets = datasets_of(named, self.where.home)
         if datasets:
             self._client.log_inputs(run_id, datasets)
             tags = [RunTag(f"rlhf.input.{name}", ref.digest) for name, ref in named.items()]
             self._client.log_batch(run_id, tags=tags)
 
     def _log_result(self, run_id: str, manifest: Manifest) -> None:
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import RunTag
 
-        now = int(time.time() * 1000)
         values = {**manifest.metrics, "seconds": manifest.seconds}
         values |= {f"num_rows/{role}": float(n) for role, n in manifest.num_rows.items()}
-        metrics = [
-            Metric(f"final/{_metric_name(name)}", value, now, 0)
-            for name, value in values.items()
-            if math.isfinite(value)
-        ]
+        metrics = metrics_now({f"final/{name}": value for name, value in values.items()})
         tags = [RunTag(f"rlhf.output.{role}", ref.digest) for role, ref in manifest.outputs.items()]
         tags += [
             RunTag("rlhf.git_commit", manifest.git_commit),
@@ -391,27 +361,17 @@ class Tracker:
             self._sent[key] = int(tags.get("rlhf.spool_step", -1))
         return self._sent[key]
 
-    def _metrics_of(self, row: Mapping[str, Any]) -> Iterator[Any]:
-        from mlflow.entities import Metric
-
-        at = int(row["time"] * 1000)
-        for name, value in row.items():
-            is_metric = name not in ("step", "time") and isinstance(value, int | float)
-            if is_metric and math.isfinite(value):
-                yield Metric(_metric_name(name), float(value), at, int(row["step"]))
-
     @_never_fails
     def log_report(
         self, name: str, metrics: Mapping[str, float], tags: Mapping[str, str], folder: Path
     ) -> None:
         """A run of its own for a report: its numbers, its verdicts as tags, and its files."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import RunTag
 
         run_id = self._client.create_run(self._experiment, tags={_NAME_TAG: name}).info.run_id
-        now = int(time.time() * 1000)
-        named = [Metric(_metric_name(k), v, now, 0) for k, v in metrics.items() if math.isfinite(v)]
-        for i in range(0, len(named), _BATCH):
-            self._client.log_batch(run_id, metrics=named[i : i + _BATCH])
+        named = metrics_now(metrics)
+        for i in range(0, len(named), BATCH):
+            self._client.log_batch(run_id, metrics=named[i : i + BATCH])
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         self._client.log_artifacts(run_id, str(folder))
         self._client.set_terminated(run_id, "FINISHED")
@@ -435,40 +395,5 @@ class Tracker:
             self._registry.register(name, node.id.version, ref.digest, path, run_id)
 
 
-class _Batch(NamedTuple):
-    """Metrics of whole steps."""
-
-    metrics: list[Any]
-    next_step: int
-    """The first step that is not in it, nor in an earlier one."""
-
-
-def _batches(steps: Sequence[tuple[int, list[Any]]]) -> Iterator[_Batch]:
-    """As few batches as hold the metrics of these steps, each step whole."""
-    metrics: list[Any] = []
-    next_step = 0
-    for step, own in steps:
-        if metrics and len(metrics) + len(own) > _BATCH:
-            yield _Batch(metrics, next_step)
-            metrics = []
-        metrics = [*metrics, *own]
-        next_step = step + 1
-    if metrics:
-        yield _Batch(metrics, next_step)
-
-
 def _parent_name(version: int) -> str:
     return "Base" if version == BASE else f"RLHF-V{version}"
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value if isinstance(value, str) else json.dumps(value)
-
-
-def _metric_name(name: str) -> str:
-    """MLflow allows letters, digits, _ - . / : and spaces."""
-    return "".join(c if c.isalnum() or c in "_-./: " else "_" for c in name)

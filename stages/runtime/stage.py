@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 
-from data_contracts.artifacts import ArtifactRef
-from data_contracts.base import Contract, StageConfig
+from data_contracts.artifacts import inputs_of
+from data_contracts.base import StageConfig
 from data_contracts.durable import disk_error, disk_full, is_disk_full
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
@@ -262,24 +262,6 @@ def stage_code(module: str) -> str:
     It is recorded in the manifest; a plan compares it with the sources that there are now.
     """
     return code_digest(module, {*_CODE_PACKAGES, module.partition(".")[0]})
-
-
-def inputs_of(config: StageConfig) -> dict[str, ArtifactRef]:
-    """Every artifact a config names, by field: policy, preferences.0, models.v3."""
-    return dict(_references("", dict(config)))
-
-
-def _references(name: str, value: Any) -> Iterator[tuple[str, ArtifactRef]]:
-    if isinstance(value, ArtifactRef):
-        yield name, value
-    elif isinstance(value, Contract):
-        yield from _references(name, dict(value))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _references(f"{name}.{key}".lstrip("."), item)
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _references(f"{name}.{i}", item)
 
 
 def _num_rows(folder: Path) -> int:

@@ -20,7 +20,7 @@ from flows.planner import plan
 from flows.recipe import load_recipe
 from flows.runner import Walk, run_node
 from flows.tracking import tracker as tracking
-from flows.tracking.tracker import _BATCH, _batches
+from flows.tracking.entities import BATCH, batches
 from stages.runtime.workdir import METRICS_FILE
 
 NewWalk = Callable[..., Walk]
@@ -172,9 +172,9 @@ def test_killed_while_metrics_are_sent_and_the_stage_resumed(
 
 def test_batches_hold_whole_steps_and_tell_where_to_go_on() -> None:
     steps = [(i, [f"{i}.{k}" for k in range(400)]) for i in range(5)] + [(5, []), (6, ["last"])]
-    batches = list(_batches(steps))
-    assert [len(b.metrics) for b in batches] == [800, 800, 401]
-    assert [b.next_step for b in batches] == [2, 4, 7]
-    assert [m for b in batches for m in b.metrics] == [m for _, own in steps for m in own]
-    assert max(len(b.metrics) for b in batches) <= _BATCH
-    assert list(_batches([])) == []
+    found = list(batches(steps))
+    assert [len(b.metrics) for b in found] == [800, 800, 401]
+    assert [b.next_step for b in found] == [2, 4, 7]
+    assert [m for b in found for m in b.metrics] == [m for _, own in steps for m in own]
+    assert max(len(b.metrics) for b in found) <= BATCH
+    assert list(batches([])) == []

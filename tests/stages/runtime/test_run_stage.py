@@ -11,12 +11,13 @@ import pytest
 import torch
 from runtime_toys.counting import Config
 
+from data_contracts.artifacts import inputs_of
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.store import Store
 from stages.runtime.attempts import first_failure
 from stages.runtime.distributed import process_group
-from stages.runtime.stage import Launch, StageResult, inputs_of, run_stage, stage_module
+from stages.runtime.stage import Launch, StageResult, run_stage, stage_module
 from stages.runtime.workdir import WorkDir, read_metrics
 
 STAGE = "runtime_toys.counting"
