@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +39,9 @@ LOG = logging.getLogger(__name__)
 
 KEY_TAG = "rlhf.stage_key"
 FLUSH_SECONDS = 15.0
+FIRST_FLUSH_SECONDS = 5.0
+"""Until a stage's run appears. To import `mlflow` takes seconds, which the first step need not wait
+for: later it happens beside the training."""
 PAUSE_SECONDS = 30.0
 """From a call that failed to the next one: a dead server costs two timeouts at a time."""
 _PAGE = 1000
@@ -77,18 +81,21 @@ class NodeRun:
         self._node = node
         self._key = key
         self._config = config
-        self._run_id = tracker.child(node, key, config)
-        self._flushed_at = time.monotonic()
+        self._began_at = time.time()
+        self._run_id: str | None = None
+        self._flush_at = time.monotonic() + FIRST_FLUSH_SECONDS
 
     def flush_sometimes(self) -> None:
         """Send new metrics, at most every FLUSH_SECONDS; called from the progress thread."""
-        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if time.monotonic() >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:
-        """Send new metrics now; the run is found or made first if MLflow was away before."""
-        self._flushed_at = time.monotonic()
-        self._run_id = self._run_id or self._tracker.child(self._node, self._key, self._config)
+        """Send new metrics now; the run is found or made first where that is still to do."""
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+        self._run_id = self._run_id or self._tracker.child(
+            self._node, self._key, self._config, self._began_at
+        )
         if self._run_id:
             self._tracker.flush(self._key, self._run_id)
 
@@ -161,17 +168,18 @@ class Tracker:
             self.warn(f"MLflow at {self.where.mlflow} takes records again")
 
     def begin(self, node: Node, key: str, config: StageConfig) -> NodeRun:
-        """The child run of a stage that is about to work: a new one, or the one it had."""
+        """The child run of a stage that is about to work: a new one, or the one it had. MLflow is
+        asked for it by the first flush."""
         self._met.add(node.id.version)
         self._at_work = NodeRun(self, node, key, config)
         return self._at_work
 
     @_never_fails
-    def child(self, node: Node, key: str, config: StageConfig) -> str:
-        """Id of a stage key's run, which says RUNNING from now on."""
+    def child(self, node: Node, key: str, config: StageConfig, began_at: float) -> str:
+        """Id of a stage key's run, which says RUNNING from now on; Unix seconds of its begin."""
         run = self._find(KEY_TAG, key)
         if run is None:
-            return self._create_child(node, key, config)
+            return self._create_child(node, key, config, began_at)
         self._parent(node.id.version)
         self._client.update_run(run.info.run_id, status="RUNNING")
         return run.info.run_id
@@ -224,12 +232,17 @@ class Tracker:
         if self._recorded().get(manifest.key) == manifest.finished_at:
             return
         run = self._find(KEY_TAG, manifest.key)
-        config = stage_module(node.stage).Config.model_validate(manifest.config)
-        run_id = run.info.run_id if run else self._create_child(node, manifest.key, config)
+        if run is not None:
+            run_id, ended = run.info.run_id, None  # now: it is over since a moment
+        else:
+            config = stage_module(node.stage).Config.model_validate(manifest.config)
+            ended_at = datetime.fromisoformat(manifest.finished_at).timestamp()
+            began_at, ended = ended_at - manifest.seconds, int(ended_at * 1000)
+            run_id = self._create_child(node, manifest.key, config, began_at)
         self._flush(manifest.key, run_id)
         self._log_result(run_id, manifest)
         self._register(node, manifest, run_id, store)
-        self._client.set_terminated(run_id, "FINISHED")
+        self._client.set_terminated(run_id, "FINISHED", end_time=ended)
         self._recorded()[manifest.key] = manifest.finished_at
 
     def _recorded(self) -> dict[str, str]:
@@ -314,7 +327,7 @@ class Tracker:
             self._parents[version] = run.info.run_id
         return self._parents[version]
 
-    def _create_child(self, node: Node, key: str, config: StageConfig) -> str:
+    def _create_child(self, node: Node, key: str, config: StageConfig, began_at: float) -> str:
         tags = {
             _NAME_TAG: node.id.name,
             _PARENT_TAG: self._parent(node.id.version),
@@ -322,7 +335,10 @@ class Tracker:
             "rlhf.stage": node.stage,
             "rlhf.version": str(node.id.version),
         }
-        run_id = self._client.create_run(self._experiment, tags=tags).info.run_id
+        created = self._client.create_run(
+            self._experiment, start_time=int(began_at * 1000), tags=tags
+        )
+        run_id = created.info.run_id
         inputs = inputs_of(config)
         for params in params_of(config, {name.split(".")[0] for name in inputs}):
             self._client.log_batch(run_id, params=params)

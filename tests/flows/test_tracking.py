@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from fake_stages import walk_all
 
 from flows.cascade import rerun
 from flows.environment import prepare
+from flows.planner import head_manifest
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk, find_nodes
 from flows.tracking import tracker as tracking
@@ -34,6 +36,14 @@ def all_runs(walk: Walk) -> dict[str, list]:
     for run in client.search_runs([experiment.experiment_id]):
         found.setdefault(run.info.run_name, []).append(run)
     return found
+
+
+def ended_at(walk: Walk, node: str) -> float:
+    """Unix time of a node's end, by its manifest."""
+    (wanted,) = find_nodes(walk.recipe, node, None)
+    manifest = head_manifest(wanted.id, walk.store, walk.ledger)
+    assert manifest is not None
+    return datetime.fromisoformat(manifest.finished_at).timestamp()
 
 
 def test_parents_children_inputs_params_metrics_and_models(
@@ -93,6 +103,8 @@ def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(
     assert runs.keys() == before.keys()
     assert runs["pretrain"][0].data.metrics["final/bits_per_byte_after"] == 2.5
     assert runs["pretrain"][0].data.metrics["train/loss"] == 1.0
+    # at the time when it was, not when it was recorded
+    assert runs["pretrain"][0].info.end_time / 1000 == ended_at(walk, "base/pretrain")
 
 
 def test_ppos_samples_are_one_table_for_each_step_and_never_sent_twice(
