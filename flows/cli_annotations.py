@@ -40,6 +40,10 @@ FormatOption = Annotated[
     str, typer.Option("--format", help="preferences, jsonl, csv, label_studio or argilla.")
 ]
 
+_KEEP_ALIVE_SECONDS = 75
+"""uvicorn's 5 are what people think between two labels: a request that meets the closing of its
+connection is lost, and the browser has to send it again."""
+
 
 def _database(where: Places, url: str | None) -> "Database":
     from annotation.storage.database import home_database
@@ -78,7 +82,13 @@ def serve(
         raise UserError(f"{settings} has no valid {fields}", "Correct these settings") from None
     service = Service(_database(places(home), database), chosen)
     typer.echo(f"http://{host}:{port}")
-    uvicorn.run(create_app(service), host=host, port=port, log_level="warning")
+    uvicorn.run(
+        create_app(service),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    )
 
 
 @app.command()
