@@ -1,7 +1,7 @@
 """`make paper`: measure the findings and write the report.
 
-    python -m paper                 all findings, three seeds, up to 60 minutes on two cores
-    python -m paper --quick         one seed, smaller, up to 12 minutes
+    python -m paper                 all findings, three seeds, about an hour on two cores
+    python -m paper --quick         one seed and smaller sizes, a fifth of that
     python -m paper --only k l      some of them
 
 Run it again and what was made is reused.
