@@ -122,8 +122,10 @@ def _assert_mlflow_shows_the_batch(up: Up) -> None:
     }
     metrics = {}
     for run in _posted(f"{url}/runs/search", body)["runs"]:
-        given = {metric["key"]: metric["value"] for metric in run["data"].get("metrics", [])}
-        metrics[run["info"]["run_name"]] = given
+        metrics[run["info"]["run_name"]] = {
+            metric["key"].removeprefix("final/"): metric["value"]
+            for metric in run["data"].get("metrics", [])
+        }
     (delivery,) = (up.home / "annotation" / "deliveries").glob("*.parquet")
     rows = pq.read_table(delivery).to_pylist()
     batch = next(m for name, m in metrics.items() if "collect_preferences" in name)
