@@ -139,4 +139,4 @@ def in_full(node: Node) -> Node:
     PPO finds what a reward model is wrong about; to choose among samples asks less of it.
     """
     inputs = {field: source for field, source in node.inputs.items() if field != "continue_from"}
-    return replace(node, inputs=inputs, fixed={**node.fixed, "num_epochs": 3})
+    return replace(node, inputs=inputs, settings=node.settings.model_copy(update={"num_epochs": 3}))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LONGEST_REASON = 200
+
 
 def load_mlflow(where: Places) -> None:
     """Import what records will need: seconds, for a caller who waits for something else anyway."""
@@ -43,3 +45,8 @@ def all_pages(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
         page = search(token)
         yield from page
         token = page.token or ""
+
+
+def reason_of(error: Exception) -> str:
+    """What MLflow's client says of a failure, on one line: it may quote a whole page."""
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__

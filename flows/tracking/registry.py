@@ -10,7 +10,7 @@ from flows.environment import Places, prepare
 from flows.graph import policy, reward_model_name
 from flows.node import BASE, Node
 from flows.recipe import Recipe
-from flows.tracking.access import all_pages
+from flows.tracking.access import all_pages, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +20,6 @@ DIGEST_TAG = "rlhf.digest"
 PROMOTED_TAG = "rlhf.promoted_by"
 CHAMPION = "champion"
 """Alias of the version that the gates let through last."""
-_LONGEST_REASON = 200
 
 
 class Registry:
@@ -111,7 +110,7 @@ def registered_digests(where: Places) -> set[str]:
     except Exception as error:  # whatever MLflow, its HTTP client or its database raises
         raise UserError(
             f"MLflow at {where.mlflow} does not say which models are registered: "
-            f"{' '.join(str(error).split())[:_LONGEST_REASON]}",
+            f"{reason_of(error)}",
             "Start it and try again: a registered model's files must not be removed",
         ) from error
 

@@ -9,15 +9,12 @@ or from the manifests and the spools in a later walk.
 """
 
 import logging
-import math
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import datetime
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from data_contracts.artifacts import ArtifactRef, inputs_of
 from data_contracts.base import StageConfig
@@ -27,6 +24,7 @@ from flows.node import BASE, Node
 from flows.recipe import Recipe
 from flows.tracking.access import all_pages, ensure_database
 from flows.tracking.entities import BATCH, batches, datasets_of, metrics_now, metrics_of, params_of
+from flows.tracking.outage import Onlooker, never_fails
 from flows.tracking.registry import ITERATION_TAG, Registry, registered_name
 from stages.runtime.stage import stage_module
 from stages.runtime.workdir import read_metrics, read_samples
@@ -42,35 +40,10 @@ FLUSH_SECONDS = 15.0
 FIRST_FLUSH_SECONDS = 5.0
 """Until a stage's run appears. To import `mlflow` takes seconds, which the first step need not wait
 for: later it happens beside the training."""
-PAUSE_SECONDS = 30.0
-"""From a call that failed to the next one: a dead server costs two timeouts at a time."""
 _PAGE = 1000
 """Runs in one answer."""
-_LONGEST_REASON = 200
 _PARENT_TAG = "mlflow.parentRunId"
 _NAME_TAG = "mlflow.runName"
-
-T = TypeVar("T")
-
-
-def _never_fails(method: Callable[..., T]) -> Callable[..., T | None]:
-    """Make a Tracker method warn once instead of raising; all then do nothing for a while."""
-
-    @wraps(method)
-    def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> T | None:
-        if self.is_pausing:
-            return None
-        try:
-            value = method(self, *args, **kwargs)
-            self.is_back()
-            return value
-        except Exception as error:
-            # whatever MLflow, its HTTP client or its database raises, or a mistake of ours: days
-            # of training are worth more than their record, and the log has the traceback
-            self.give_up(error)
-            return None
-
-    return guarded
 
 
 class NodeRun:
@@ -100,7 +73,7 @@ class NodeRun:
             self._tracker.flush(self._key, self._run_id)
 
 
-class Tracker:
+class Tracker(Onlooker):
     """What one walk tells MLflow."""
 
     def __init__(
@@ -110,13 +83,8 @@ class Tracker:
         store: Store,
         warn: Callable[[str], None] = LOG.warning,
     ) -> None:
+        super().__init__(where, warn)
         self.recipe = recipe
-        self.where = where
-        self.warn = warn
-        self.broken = False
-        """Whether MLflow did not answer last time."""
-        self._ask_at = math.inf
-        """When it is asked again, on the monotonic clock; when it is broken."""
         self._unrecorded: dict[str, tuple[Node, Manifest, Store]] = {}
         self._at_work: NodeRun | None = None
         self._store = store
@@ -132,40 +100,12 @@ class Tracker:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Send what is missing; mark the parents of all versions that this walk met as done or
         failed."""
-        if math.isfinite(self._ask_at):
-            self._ask_at = 0.0
+        self.ask_now()
         if error is not None and self._at_work is not None:
             self._at_work.flush()  # of the stage that failed
         self._catch_up()
         for version in self._met:
             self._close(version, failed=error is not None)
-
-    def give_up(self, error: Exception) -> None:
-        """Warn once, keep the traceback in mlflow/errors.log, leave MLflow alone for a while."""
-        self._ask_at = time.monotonic() + PAUSE_SECONDS
-        if self.broken:
-            return
-        self.broken = True
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
-        self.warn(
-            f"MLflow at {self.where.mlflow} is not taking records ({reason}); the run goes on, "
-            "and what is missing is recorded once it answers, or by the next run"
-        )
-        with suppress(OSError):  # the disk may be full, which may be the very error
-            log = self.where.local / "mlflow" / "errors.log"
-            with log.open("a", encoding="utf-8") as file:
-                file.writelines(traceback.format_exception(error))
-
-    @property
-    def is_pausing(self) -> bool:
-        """Whether MLflow has failed so lately that it is not asked again yet."""
-        return self.broken and time.monotonic() < self._ask_at
-
-    def is_back(self) -> None:
-        """MLflow has answered."""
-        if self.broken:
-            self.broken = False
-            self.warn(f"MLflow at {self.where.mlflow} takes records again")
 
     def begin(self, node: Node, key: str, config: StageConfig) -> NodeRun:
         """The child run of a stage that is about to work: a new one, or the one it had. MLflow is
@@ -174,7 +114,7 @@ class Tracker:
         self._at_work = NodeRun(self, node, key, config)
         return self._at_work
 
-    @_never_fails
+    @never_fails
     def child(self, node: Node, key: str, config: StageConfig, began_at: float) -> str:
         """Id of a stage key's run, which says RUNNING from now on; Unix seconds of its begin."""
         run = self._find(KEY_TAG, key)
@@ -184,7 +124,7 @@ class Tracker:
         self._client.update_run(run.info.run_id, status="RUNNING")
         return run.info.run_id
 
-    @_never_fails
+    @never_fails
     def flush(self, key: str, run_id: str) -> None:
         """Send the metrics that a key's spool holds and MLflow has not got yet."""
         self._flush(key, run_id)
@@ -220,7 +160,7 @@ class Tracker:
         self._unrecorded[manifest.key] = (node, manifest, store)
         self._catch_up()
 
-    @_never_fails
+    @never_fails
     def _catch_up(self) -> None:
         """Record what is finished and not recorded, in the order in which it was finished."""
         while self._unrecorded:
@@ -259,13 +199,13 @@ class Tracker:
         """MLflow's page of each stage key's run; none when MLflow is no server."""
         return self._pages() or {} if self.where.mlflow.startswith("http") else {}
 
-    @_never_fails
+    @never_fails
     def _pages(self) -> dict[str, str]:
         base = f"{self.where.mlflow.rstrip('/')}/#/experiments/{self._experiment}/runs"
         runs = self._search(f"tags.`{KEY_TAG}` LIKE '%'")
         return {run.data.tags[KEY_TAG]: f"{base}/{run.info.run_id}" for run in runs}
 
-    @_never_fails
+    @never_fails
     def _close(self, version: int, failed: bool) -> None:
         """End a version's parent run; it and children that still say RUNNING may be a killed
         process's."""
@@ -377,7 +317,7 @@ class Tracker:
             self._sent[key] = int(tags.get("rlhf.spool_step", -1))
         return self._sent[key]
 
-    @_never_fails
+    @never_fails
     def log_report(
         self, name: str, metrics: Mapping[str, float], tags: Mapping[str, str], folder: Path
     ) -> None:
@@ -394,7 +334,7 @@ class Tracker:
 
     # --- registered models ---
 
-    @_never_fails
+    @never_fails
     def promote(self, version: int, digests: Mapping[str, str], why: str = "gates") -> None:
         """`Registry.promote`, for the gates and for who overrides them."""
         self._registry.promote(version, digests, why)

@@ -1,8 +1,12 @@
 """A week by command line: publish, label over HTTP, export, and the stage that takes it on."""
 
+import contextlib
+import http.client
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +178,38 @@ def test_a_recipe_takes_each_week_from_its_own_file(tmp_path):
         node = version_nodes(recipe, version)[1]
         assert node.fixed["delivery"] == {"path": tmp_path / f"v{version}.parquet"}
         assert node.upstream == ()
+
+
+@pytest.mark.slow
+def test_a_connection_outlives_the_pause_between_two_labels(home: Path):
+    """uvicorn's own 5 seconds are over, and the same connection still answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["flows.cli", "annotations", "serve", "--port", str(port), "--home", str(home)]
+    server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
+    try:
+        with contextlib.closing(first_connection(port)) as connection:
+            for pause in (7, 0):
+                connection.request("GET", "/healthz")
+                with connection.getresponse() as answer:
+                    assert answer.read()
+                    assert (answer.status, answer.will_close) == (200, False)
+                time.sleep(pause)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def first_connection(port: int) -> http.client.HTTPConnection:
+    """A connection that does not open itself again, once the server is there."""
+    deadline = time.monotonic() + 60
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.auto_open = 0
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.1)
+        else:
+            return connection

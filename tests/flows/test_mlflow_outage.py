@@ -19,7 +19,7 @@ from flows.graph import nodes
 from flows.planner import plan
 from flows.recipe import load_recipe
 from flows.runner import Walk, run_node
-from flows.tracking import tracker as tracking
+from flows.tracking import outage
 from flows.tracking.entities import BATCH, batches
 from stages.runtime.workdir import METRICS_FILE
 
@@ -70,7 +70,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(tmp_path / "server")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(outage, "PAUSE_SECONDS", 0.0)
     server.start()
     yield server
     server.kill()

@@ -1,4 +1,6 @@
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -7,7 +9,8 @@ from fake_stages import walk_all
 
 from flows.cascade import rerun
 from flows.environment import prepare
-from flows.planner import head_manifest
+from flows.graph import nodes
+from flows.planner import head_manifest, plan
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk, find_nodes
 from flows.tracking import tracker as tracking
@@ -76,6 +79,33 @@ def test_parents_children_inputs_params_metrics_and_models(
         (version,) = client_of(walk).search_model_versions(f"name = '{name}'")
         assert version.tags["rlhf.digest"] == results[node].outputs["model"].digest
         assert Path(version.tags["rlhf.path"]).is_dir()
+
+
+def test_a_stage_begins_without_mlflow_and_a_failed_one_is_there_all_the_same(
+    new_walk: NewWalk, small: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = new_walk(small, tracked=True)
+    first = nodes(small)[0]
+    (step, *_) = plan(small, walk.store, walk.ledger)
+    assert step.key is not None
+    assert step.config is not None
+    before = time.time()
+    with suppress(RuntimeError), walk.tracker:
+        run = walk.tracker.begin(first, step.key, step.config)
+        began = time.time()
+        run.flush_sometimes()
+        assert not walk.where.mlflow_database.exists()  # not a word to MLflow yet
+        time.sleep(1.5)
+        raise RuntimeError
+    (found,) = all_runs(walk)[first.id.name]
+    assert found.info.status == "FAILED"
+    assert before - 0.001 <= found.info.start_time / 1000 <= began
+
+    monkeypatch.setattr(tracking, "FIRST_FLUSH_SECONDS", 0.0)
+    again = new_walk(small, tracked=True)
+    again.tracker.begin(first, step.key, step.config).flush_sometimes()
+    (found,) = all_runs(again)[first.id.name]
+    assert found.info.status == "RUNNING"
 
 
 def test_reuse_adds_nothing_a_rerun_resumes_and_a_lost_database_is_made_again(

@@ -33,6 +33,16 @@ def test_a_wrong_setting_is_refused(tmp_path):
         lab.config(0, "sft", init_from=reference("a"), demonstrations=reference("b"), num_epochs=0)
 
 
+def test_the_reward_models_that_ppo_climbs_are_trained_in_full(tmp_path):
+    lab = Lab(Store.open(tmp_path), TINY, 1, lambda stage, seconds: None)
+    inputs = {"init_from": reference("a"), "open_preferences": reference("b"), "preferences": ()}
+    name = "reward_model-helpfulness"
+    weekly = dict(lab.config(4, name, continue_from=reference("c"), **inputs))
+    in_full = dict(lab.config(5, name, **inputs))
+    assert (weekly["continue_from"], weekly["num_epochs"]) == (reference("c"), 2)
+    assert (in_full["continue_from"], in_full["num_epochs"]) == (None, 3)
+
+
 def test_a_run_is_shared_and_made_once(tmp_path):
     made: list[str] = []
     for _ in range(2):
