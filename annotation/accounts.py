@@ -7,6 +7,7 @@ import secrets
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
@@ -37,8 +38,6 @@ _USERNAME = re.compile(r"[\w.@+-]{2,64}")
 _hasher = PasswordHasher()
 _hashing = threading.BoundedSemaphore(4)
 """One hash takes 64 MiB: a burst of log-ins must not take all memory."""
-_NOBODY = _hasher.hash(secrets.token_hex())
-"""Checked when there is no such user, so that the answer takes as long."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def log_in(
         _refuse_too_many(session, subjects, now)
         session.add_all(LoginFailure(subject=subject, at=now) for subject in subjects)
         user = session.scalars(select(User).where(User.username == username)).one_or_none()
-    is_right = _verify(user.password_hash if user else _NOBODY, password)
+    is_right = _verify(user.password_hash if user else _nobody(), password)
     with database.writing() as session:
         if user is not None and is_right and user.is_active:
             _forget_failures(session, subjects, now)
@@ -261,6 +260,12 @@ def _verify(password_hash: str, password: str) -> bool:
             return _hasher.verify(password_hash, password[:1_000])
         except (VerifyMismatchError, InvalidHashError):  # an imported annotator has no hash
             return False
+
+
+@cache
+def _nobody() -> str:
+    """Checked when there is no such user, so that the answer takes as long."""
+    return _hash(secrets.token_hex())
 
 
 def _token_hash(token: str) -> str:

@@ -5,7 +5,7 @@ after that (an annotator was at it, the batch was re-opened) goes out with the n
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session, aliased
 from annotation.labelling import as_typed, is_delivered, without_nul
 from annotation.refusals import NotThereError
 from annotation.storage.schema import (
-    MAX_ID_LENGTH,
     AuditEntry,
     Batch,
     BatchState,
@@ -31,10 +30,7 @@ from annotation.storage.schema import (
 )
 from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
-from data_contracts.errors import UserError
 from data_contracts.splits import split_of
-from data_contracts.tables import COMPARISONS
-from data_contracts.validation import RowChecks, batch_from_dicts
 
 
 class BatchPlan(Contract):
@@ -303,29 +299,6 @@ def _edit_row(row: dict[str, Any], edited: str) -> dict[str, Any]:
         "rating": None,  # nobody graded the difference
         "safety_label": None,
     }
-
-
-def check_comparable(rows: Sequence[Mapping[str, Any]], origin: str = "The batch") -> None:
-    """Raise UserError for rows that break the contract, that the database cannot name, or whose
-    two responses an annotator could not tell apart."""
-    if rows:
-        checks = RowChecks(COMPARISONS)
-        checks.add(batch_from_dicts(rows, COMPARISONS, origin))
-        checks.raise_if_broken(origin)
-        checks.raise_if_repeated(origin)
-    for row in rows:
-        for name in ("comparison_id", "prompt_id"):
-            if len(row[name]) > MAX_ID_LENGTH or "\0" in row[name]:
-                raise UserError(
-                    f"{origin}: a {name} has more than {MAX_ID_LENGTH} characters, or a NUL",
-                    "Give shorter ids, for instance a hash of them",
-                )
-        a, b = row["response_a"].strip(), row["response_b"].strip()
-        if not a or not b or a == b:
-            raise UserError(
-                f"Comparison {row['comparison_id']} has an empty response, or the same one twice",
-                "Leave it out of the batch",
-            )
 
 
 def _audit(now: datetime, action: str, subject: str, actor: str = "command line") -> AuditEntry:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotation.batches import BatchPlan, check_comparable, publish
+from annotation.batches import BatchPlan, publish
+from annotation.comparable import check_comparable
 from annotation.formats import argilla, flat, label_studio
 from annotation.formats.records import Record, RecordedLabel
 from annotation.labelling import without_nul

@@ -11,9 +11,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -24,6 +23,9 @@ from annotation.settings import AnnotationSettings, LiveModel
 from annotation.storage.schema import LIVE_PREFIX, Batch, Entry, Item, Pick, Slot, SlotState, User
 from annotation.work_queue import HOLD, current_labels, new_slot
 from data_contracts.ratings import Domain
+
+if TYPE_CHECKING:
+    import httpx
 
 _TIMEOUT_SECONDS = 120
 
@@ -54,6 +56,8 @@ async def two_responses(
     """
     if not settings.live_models:
         raise RefusedError("This service has no live models", "Label the items of the batch")
+    import httpx  # where there are live models: the page comes back sooner without
+
     both = settings.live_models[0], settings.live_models[-1]
     async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
         asked = (_ask(client, model, messages, settings.max_new_tokens) for model in both)
@@ -136,8 +140,10 @@ def _comparison(domain: Domain, messages: Messages, variants: Sequence[Variant])
 
 
 async def _ask(
-    client: httpx.AsyncClient, model: LiveModel, messages: Messages, max_new_tokens: int
+    client: "httpx.AsyncClient", model: LiveModel, messages: Messages, max_new_tokens: int
 ) -> Variant:
+    import httpx
+
     temperature = random.SystemRandom().choice(model.temperatures)
     headers = {"Authorization": f"Bearer {model.api_key}"} if model.api_key else {}
     body = {

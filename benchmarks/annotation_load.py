@@ -1,7 +1,8 @@
 """Can fifty annotators work at once on two cores?
 
     python -m benchmarks.annotation_load                      # SQLite, 5 minutes
-    python -m benchmarks.annotation_load --kill-every 20      # kill -9 of the server meanwhile
+    python -m benchmarks.annotation_load --kill-every 20      # kill -9 of what serves, meanwhile
+    python -m benchmarks.annotation_load --kill-every 20 --victim listening    # and all of it
     python -m benchmarks.annotation_load --database postgresql://…
 
 Fifty simulated annotators use the real server over HTTP, each thinking for a while between labels.
@@ -53,7 +54,9 @@ def main() -> None:
         tokens = _set_up(database, options.annotators, options.seconds)
         server = _Server(url)
         stop = threading.Event()
-        killer = threading.Thread(target=server.kill_every, args=(options.kill_every, stop))
+        killer = threading.Thread(
+            target=server.kill_every, args=(options.kill_every, options.victim, stop)
+        )
         try:
             people = _people(server.url, tokens)
             killer.start()
@@ -78,6 +81,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--think", type=float, default=5, help="mean seconds between labels")
     parser.add_argument("--kill-every", type=float, default=0, help="seconds; 0 for never")
+    parser.add_argument(
+        "--victim",
+        choices=("serving", "listening"),
+        default="serving",
+        help="the process that serves the page, or the one that forks it, which takes both down",
+    )
     parser.add_argument("--database", help="an empty database of your own")
     return parser.parse_args()
 
@@ -148,14 +157,23 @@ class _Server:
         self._command += ["--port", str(port), "--database", database_url]
         self._start()
 
-    def kill_every(self, seconds: float, stop: threading.Event) -> None:
-        """kill -9 and start again, until told to stop."""
+    def kill_every(self, seconds: float, victim: str, stop: threading.Event) -> None:
+        """kill -9 until told to stop."""
         while seconds and not stop.wait(seconds):
-            self.stop()
-            self._start()
+            if victim == "serving":
+                os.kill(self._serving_process(), signal.SIGKILL)
+            else:
+                self.stop()
+                self._start()
+
+    def _serving_process(self) -> int:
+        """The process that serves, forked by the one that listens."""
+        pid = self._process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
 
     def stop(self) -> None:
-        """kill -9."""
+        """kill -9 of the whole server."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 

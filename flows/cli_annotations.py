@@ -14,6 +14,10 @@ from flows.cli_options import HomeOption, JsonOption, opened, paragraphs, print_
 from flows.environment import Places, places
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+
     from annotation.storage.database import Database
 
 app = typer.Typer(
@@ -40,10 +44,6 @@ FormatOption = Annotated[
     str, typer.Option("--format", help="preferences, jsonl, csv, label_studio or argilla.")
 ]
 
-_KEEP_ALIVE_SECONDS = 75
-"""uvicorn's 5 are what people think between two labels: a request that meets the closing of its
-connection is lost, and the browser has to send it again."""
-
 
 def _database(where: Places, url: str | None) -> "Database":
     from annotation.storage.database import home_database
@@ -63,7 +63,17 @@ def serve(
     home: HomeOption = None,
 ) -> None:
     """Serve the page. Put a proxy with HTTPS before it where others use it."""
-    import uvicorn
+    from annotation.web.serving import listen
+    from annotation.web.serving import serve as keep_serving
+
+    with listen(host, port) as listener:  # first: who comes while all else is imported, waits
+        make_app = _page(places(home), database, settings)
+        typer.echo(f"http://{host}:{port}")
+        keep_serving(make_app, listener)
+
+
+def _page(where: Places, database: str | None, settings: Path | None) -> "Callable[[], FastAPI]":
+    """What makes the page, its settings and its database found to be good."""
     from pydantic import ValidationError
 
     from annotation.settings import AnnotationSettings
@@ -80,15 +90,8 @@ def serve(
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
         raise UserError(f"{settings} has no valid {fields}", "Correct these settings") from None
-    service = Service(_database(places(home), database), chosen)
-    typer.echo(f"http://{host}:{port}")
-    uvicorn.run(
-        create_app(service),
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-    )
+    _database(where, database).close()  # brought up to date, or refused
+    return lambda: create_app(Service(_database(where, database), chosen))
 
 
 @app.command()
@@ -139,8 +142,9 @@ def publish(
     \b
     - `rlhf annotations publish --week 3 --overlap 2`
     """
-    from annotation.batches import BatchPlan, check_comparable
+    from annotation.batches import BatchPlan
     from annotation.batches import publish as publish_rows
+    from annotation.comparable import check_comparable
     from data_contracts.parquet import read_table
     from data_contracts.tables import COMPARISONS
 
@@ -266,6 +270,7 @@ def stats(
     """Progress, agreement, distributions and Table 6 of a week; Table 26 of all deliveries."""
     from annotation import statistics
     from annotation.batches import all_delivered, delivered, preference_rows, progress, standing
+    from annotation.consensus import agreement
 
     with _database(places(home), database).reading() as session:
         done = progress(session, week)
@@ -274,7 +279,7 @@ def stats(
         history = all_delivered(session, 0.1)
     figures = {
         "progress": {**asdict(done), "deadline": str(done.deadline or "")},
-        "agreement": asdict(statistics.agreement(labels)),
+        "agreement": asdict(agreement(labels)),
         "rating": statistics.shares(labels, "rating"),
         "safety_label": statistics.shares(labels, "safety_label"),
         "annotators": [asdict(row) for row in statistics.by_annotator(labels)],

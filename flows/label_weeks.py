@@ -7,12 +7,12 @@ from pathlib import Path
 from annotation.batches import (
     BatchPlan,
     Progress,
-    check_comparable,
     deliver,
     preference_rows,
     progress,
     publish,
 )
+from annotation.comparable import check_comparable
 from annotation.refusals import NotThereError
 from annotation.storage.database import Database, home_database
 from data_contracts.durable import sync_folder

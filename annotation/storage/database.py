@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
+from annotation.storage.migrations import HEAD
 from data_contracts.errors import UserError
 
 DATABASE_VARIABLE = "RLHF_ANNOTATION_DATABASE"
@@ -106,11 +107,19 @@ def migrate(database: Database) -> None:
     with database._for_writing.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        _upgrade(connection)
+        if _revision(connection) != HEAD:
+            _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The schema's, as Alembic left it; None for an empty database."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(text("SELECT version_num FROM alembic_version"))
 
 
 def _upgrade(connection: Connection) -> None:
-    # Here and not above: Alembic is slow to import, and every `rlhf` command would wait for it.
+    # Here and not above: Alembic is slow to import, and a server that starts again needs none.
     from alembic import command
     from alembic.config import Config
 

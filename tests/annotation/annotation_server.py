@@ -11,13 +11,14 @@ from pathlib import Path
 import httpx
 
 _CODE = """
-import sys, uvicorn
+import sys
 from annotation.settings import AnnotationSettings
 from annotation.storage.database import open_database
 from annotation.web.app import create_app
+from annotation.web.serving import listen, serve
 from annotation.web.visitors import Service
-service = Service(open_database(sys.argv[1]), AnnotationSettings())
-uvicorn.run(create_app(service), port=int(sys.argv[2]), log_level="error")
+with listen("127.0.0.1", int(sys.argv[2])) as listener:
+    serve(lambda: create_app(Service(open_database(sys.argv[1]), AnnotationSettings())), listener)
 """
 
 
@@ -46,8 +47,19 @@ class Server:
                 time.sleep(0.1)
         raise AssertionError("the server does not start")
 
+    def serving_process(self) -> int:
+        """The process that serves now, forked by the one that listens."""
+        assert self._process is not None
+        pid = self._process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+    def kill_serving(self) -> None:
+        """kill -9 of the process that serves: nobody has to start the next one."""
+        os.kill(self.serving_process(), signal.SIGKILL)
+
     def kill(self) -> None:
-        """kill -9: nothing is flushed, nothing is told."""
+        """kill -9 of the process that listens, which takes the other one with it."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(10)

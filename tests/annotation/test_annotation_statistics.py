@@ -8,14 +8,8 @@ import pandas as pd
 import pytest
 from annotation_world import START, comparison
 
-from annotation.statistics import (
-    Judgement,
-    agreement,
-    by_annotator,
-    disagreements,
-    shares,
-    table_6,
-)
+from annotation.consensus import agreement
+from annotation.statistics import Judgement, by_annotator, disagreements, shares, table_6
 from stages.importers.source import Source, rows_of
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data" / "preferences"

@@ -76,6 +76,9 @@ def _kill_again_and_again(victim: Server | PostgresServer, database: Database) -
     """Each kill comes in the middle of the work: after another quarter of the labels."""
     for part in range(1, NUM_KILLS + 1):
         _wait_for_labels(database, part * NUM_ITEMS // (NUM_KILLS + 1))
+        if isinstance(victim, Server) and part == 1:
+            victim.kill_serving()
+            continue
         victim.kill()
         victim.start()
 

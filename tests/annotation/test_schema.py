@@ -1,13 +1,23 @@
 """The migrations make exactly the tables of the code."""
 
+from pathlib import Path
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+from annotation.storage import migrations
 from annotation.storage.database import migrate, open_database
+from annotation.storage.migrations import HEAD
 from annotation.storage.schema import Base
 from data_contracts.errors import UserError
+
+
+def test_the_head_that_the_code_names_is_the_newest_migration():
+    """Else a database that lacks one would be opened as it is."""
+    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [HEAD]
 
 
 def test_the_migrations_and_the_code_agree(any_database):

@@ -56,12 +56,14 @@ def board(request: Request, service: ServiceDep, visitor: Lead, week: WeekQuery 
 
 
 def _figures(session: Session, week: int) -> dict[str, Any]:
+    from annotation.consensus import agreement  # numpy and scipy: a second that only leads wait for
+
     labels = judgements(session, week)
     entries = delivered(session, week) + standing(session, week)
     return {
         "progress": progress(session, week),
         "annotators": statistics.by_annotator(labels),
-        "agreement": statistics.agreement(labels),
+        "agreement": agreement(labels),
         "ratings": statistics.shares(labels, "rating"),
         "safety_labels": statistics.shares(labels, "safety_label"),
         "paper_safety_shares": statistics.PAPER_SAFETY_SHARES,

@@ -1,0 +1,87 @@
+"""Whatever dies, the page is back, and nothing of it outlives its end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from annotation_server import Server
+
+from annotation.storage.database import sqlite_url
+from annotation.web.serving import listen
+from data_contracts.errors import UserError
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(sqlite_url(tmp_path / "annotation.db"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_request_that_comes_while_nothing_serves_is_answered_and_not_refused(server):
+    victim = server.serving_process()
+    os.kill(victim, signal.SIGKILL)
+    assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200  # no retry
+    assert server.serving_process() != victim
+
+
+def test_nothing_serves_any_more_when_the_process_that_listens_is_killed(server):
+    victim = server.serving_process()
+    server.kill()
+    wait_for_end(victim)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{server.url}/healthz", trust_env=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_both_processes_end_when_they_are_asked_to(tmp_path, number):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["flows.cli", "annotations", "serve", "--port", str(port), "--home", str(tmp_path)]
+    page = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
+    try:
+        patient = httpx.HTTPTransport(retries=10)
+        with httpx.Client(transport=patient, trust_env=False, timeout=60) as client:
+            assert client.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        children = Path(f"/proc/{page.pid}/task/{page.pid}/children").read_text().split()
+        page.send_signal(number)
+        assert page.wait(30) == 0
+    finally:
+        page.kill()
+        page.wait()
+    assert len(children) == 1
+    wait_for_end(int(children[0]))
+
+
+def test_a_port_that_is_taken_is_a_user_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address already in use"):
+            listen("127.0.0.1", port)
+
+
+def test_a_port_that_is_being_left_is_waited_for():
+    leaving = socket.create_server(("127.0.0.1", 0))
+    port = leaving.getsockname()[1]
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(0.5)
+        os._exit(0)
+    leaving.close()  # the fork holds it for a while
+    with listen("127.0.0.1", port) as ours:
+        assert ours.getsockname()[1] == port
+    os.waitpid(pid, 0)
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.05)
