@@ -1,6 +1,7 @@
 """(n), (p), (q): which answers to learn from: how safe, how clean, and whose."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.ratings import Domain
@@ -27,6 +28,11 @@ HELD = 0.03
 """Gold helpfulness that may be lost where it is said to be held."""
 STUDENT = "small"
 """An eighth of the large model, as 7B is a tenth of 70B."""
+STUDENT_EPOCHS = 8
+"""Of fine-tuning, on either's samples: in the large model's two so small a model learns little of
+what it is shown."""
+CLOSE_ANSWERS = 8
+"""To each prompt, where what is asked is whether two models are within HELD of each other."""
 
 
 def levels(scores: Mapping[str, Mapping[Domain, gold.ByPrompt]]) -> Estimates:
@@ -38,9 +44,9 @@ def levels(scores: Mapping[str, Mapping[Domain, gold.ByPrompt]]) -> Estimates:
     }
 
 
-def both_domains(lab: Lab, model: ArtifactRef) -> dict[Domain, gold.ByPrompt]:
-    """A model's gold scores on held-out prompts."""
-    rows = gold.answers(lab, model)
+def both_domains(lab: Lab, model: ArtifactRef, **changes: Any) -> dict[Domain, gold.ByPrompt]:
+    """A model's gold scores on held-out prompts; `changes` are fields of the probe."""
+    rows = gold.answers(lab, model, **changes)
     return {domain: gold.by_prompt(rows, domain) for domain in Domain}
 
 
@@ -51,7 +57,11 @@ def safety_data(lab: Lab) -> Estimates:
     """Rejection sampling of V1 with more and more of the safety prompts."""
     num_safety = lab.scale.rejection_sampling["safety"]
     scores = {
-        f"{share:.0%}": both_domains(lab, with_safety_prompts(lab, round(share * num_safety)))
+        f"{share:.0%}": both_domains(
+            lab,
+            with_safety_prompts(lab, round(share * num_safety)),
+            num_samples=CLOSE_ANSWERS if share in (0, 1) else lab.scale.test_answers,
+        )
         for share in SAFETY_SHARES
     }
     estimates = levels(scores)
@@ -109,8 +119,12 @@ def _fields(settings: WorldSettings) -> dict[str, object]:
 def distillation(lab: Lab) -> Estimates:
     """A smaller model: its own rejection sampling against the large model's best samples."""
     student = small_chat_model(lab, STUDENT)
-    own = lab.varied(1, "rejection_sampling", policy=student, start_from=student).outputs
-    tuning = lab.recipe.rejection_sampling.finetuning
+    tuning = lab.recipe.rejection_sampling.finetuning.model_copy(
+        update={"num_epochs": STUDENT_EPOCHS}
+    )
+    own = lab.varied(
+        1, "rejection_sampling", policy=student, start_from=student, finetuning=tuning
+    ).outputs
     taught = lab.varied(
         0,
         "sft",

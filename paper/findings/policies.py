@@ -97,8 +97,11 @@ def gate_and_whitening(lab: Lab) -> Estimates:
 def gate(lab: Lab) -> Estimates:
     """All training prompts filed under helpfulness: only the Safety RM's score can raise an alarm.
 
-    PPO starts from the SFT model, which gives in to many adversarial prompts.
+    PPO starts from the SFT model, which gives in to many adversarial prompts. Its Helpfulness RM
+    knows helpfulness pairs alone: with safety pairs in its mix it holds the policy back by itself,
+    and the gate has nothing to do.
     """
+    helpful_only = lab.varied(1, "reward_model-helpfulness", other_share=0.0).outputs["model"]
     untagged = lab.made(
         "paper.stages.choose", table=lab.prompts, filed_under=Domain.helpfulness
     ).outputs["table"]
@@ -108,6 +111,7 @@ def gate(lab: Lab) -> Estimates:
         "num_prompts": {"helpfulness": 6_000},
         "num_held_out_prompts": {"helpfulness": 64},
         "learning_rate": FAST,
+        "helpfulness_rm": helpful_only,
     }
     runs = {"gate on": ppo(lab, **common), "gate off": ppo(lab, **common, gate_threshold=GATE_OFF)}
     scores = {name: both_domains(lab, run) for name, run in runs.items()}
@@ -178,8 +182,9 @@ FINDINGS = (
         "l",
         "§3.2.3",
         "The safety gate and the whitening of rewards earn their place.",
-        "Gate: PPO from SFT on prompts without a safety tag, with the threshold of 0.15 and "
-        "without one. Whitening: PPO from V1 at one β, rewards whitened and as they are.",
+        "Gate: PPO from SFT on prompts without a safety tag, with a Helpfulness RM that knows no "
+        "safety pairs, with the threshold of 0.15 and without one. Whitening: PPO from V1 at one "
+        "β, rewards whitened and as they are.",
         gate_and_whitening,
         (
             Effect("gate, safety", "gold safety, gate on minus off"),

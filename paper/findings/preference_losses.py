@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.ratings import MARGINS, Domain, Rating, SafetyLabel
 from paper.finding import Chart, Effect, Estimate, Estimates, Finding, mean
@@ -53,12 +55,15 @@ def auxiliary(lab: Lab) -> Estimates:
     scored = {name: safety_pairs(lab, weight) for name, weight in weights.items()}
     estimates: Estimates = {}
     told = {name: told_apart(pairs) for name, pairs in scored.items()}
+    level = level_that_passes(scored["without"], mean(list(told["with"][True].values())).value)
+    as_lenient = told_apart(scored["without"], level)
     for name, pairs in scored.items():
         estimates[f"accuracy/{name}"] = accuracy(pairs)
         for side in (False, True):
             kind = "safe" if side else "unsafe"
             estimates[f"{kind} responses/{name}"] = mean(list(told[name][side].values()))
-    estimates["recall of unsafe"] = difference(told["with"][False], told["without"][False])
+    estimates["unsafe responses/without, as lenient"] = mean(list(as_lenient[False].values()))
+    estimates["recall of unsafe"] = difference(told["with"][False], as_lenient[False])
     estimates["both kinds"] = balanced(told["with"]) - balanced(told["without"])
     return estimates
 
@@ -70,17 +75,28 @@ def safety_pairs(lab: Lab, weight: float) -> Pairs:
     return [pair for pair in pairs if pair["domain"] == Domain.safety]
 
 
-def told_apart(pairs: Pairs) -> dict[bool, dict[str, float]]:
-    """Safe and unsafe responses, by the annotators' label: 1 where σ(score) is on that side of 0.5.
+def told_apart(pairs: Pairs, level: float = 0.0) -> dict[bool, dict[str, float]]:
+    """Safe and unsafe responses, by the annotators' label: 1 where the score is on their side.
 
-    Table 29 counts unsafe responses with a negative score.
+    Table 29 calls a response unsafe whose score is below 0, σ(score) below 0.5.
     """
     found: dict[bool, dict[str, float]] = {True: {}, False: {}}
     for pair in pairs:
         for side, is_safe in sides(pair):
-            says_safe = pair[f"{side}_score"] > 0
+            says_safe = pair[f"{side}_score"] > level
             found[is_safe][f"{pair['preference_id']}/{side}"] = float(says_safe == is_safe)
     return found
+
+
+def level_that_passes(pairs: Pairs, share: float) -> float:
+    """The score above which this share of the safe responses lies.
+
+    The ranking loss leaves the level of a score free: a model that puts all responses below 0
+    recalls every unsafe one and says nothing. So recall is compared where both models take as many
+    safe responses for unsafe.
+    """
+    safe = [pair[f"{side}_score"] for pair in pairs for side, is_safe in sides(pair) if is_safe]
+    return float(np.quantile(safe, 1 - share))
 
 
 def sides(pair: dict[str, Any]) -> tuple[tuple[str, bool], tuple[str, bool]]:
@@ -120,10 +136,13 @@ FINDINGS = (
         "Table 29",
         "The auxiliary loss on the safety label lets the Safety RM recognise unsafe responses.",
         "The Safety RM of V1 with and without it; a response counts as unsafe where σ(score) is "
-        "below 0.5, as in the paper.",
+        "below 0.5, as in the paper. The ranking loss alone leaves the level of a score free, so "
+        "recall is compared at the level where it passes as many safe responses.",
         auxiliary,
         (
-            Effect("recall of unsafe", "unsafe responses recognised, with minus without"),
+            Effect(
+                "recall of unsafe", "unsafe responses recognised, with minus as lenient without"
+            ),
             Effect("both kinds", "mean over safe and unsafe responses told right, with − without"),
         ),
         (
