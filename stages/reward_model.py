@@ -84,8 +84,10 @@ class RewardModelSettings(CheckpointSettings):
     """Of a model that goes on from the version before: share of its pairs from the newest weekly
     batch of its domain; the others are drawn anew from all the mix holds beside it."""
     normalise_scores: bool = False
-    """Safety RM: fit its scores to the labels of its training responses, so that the gate's
-    threshold means a probability. The auxiliary loss does so in training; the two go together."""
+    """Put the scores on the level that the gate takes them for. Safety RM: fitted to the labels of
+    its training responses, so that the gate's threshold means a probability; the auxiliary loss
+    does so in training, and the two go together. Helpfulness RM: the mean over its training
+    responses becomes 0, above every score below the gate's threshold."""
     max_tokens: int = Field(default=4096, gt=1)
     """Tokens of prompt and response together."""
     max_test_pairs: int | None = Field(default=None, gt=0)
@@ -210,12 +212,14 @@ def fitted_scores(
 
     In one epoch each was learnt once, and two numbers over-fit little; the test sets say how much.
     """
-    if not config.normalise_scores or config.domain is not Domain.safety:
+    if not config.normalise_scores:
         return Normalisation()
     order = shuffled(len(pairs), seed_from(config.seed, "normalise"))[:NORMALISATION_PAIRS]
     chosen = [pairs[i] for i in order]
     with torch.no_grad():
         scores = torch.cat(list(score_pairs(engine, chosen, work.rank)))
+    if config.domain is Domain.helpfulness:
+        return normalisation.centre(scores)
     is_safe, labelled = safety_targets(chosen)
     return normalisation.fit(scores[labelled], is_safe[labelled])
 

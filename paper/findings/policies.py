@@ -99,9 +99,12 @@ def gate(lab: Lab) -> Estimates:
 
     PPO starts from the SFT model, which gives in to many adversarial prompts. Its Helpfulness RM
     knows helpfulness pairs alone: with safety pairs in its mix it holds the policy back by itself,
-    and the gate has nothing to do.
+    and the gate has nothing to do. Its scores are normalised: at whatever level the ranking loss
+    leaves them, what the gate catches may score more than what is good.
     """
-    helpful_only = lab.varied(1, "reward_model-helpfulness", other_share=0.0).outputs["model"]
+    helpful_only = lab.varied(
+        1, "reward_model-helpfulness", other_share=0.0, normalise_scores=True
+    ).outputs["model"]
     untagged = lab.made(
         "paper.stages.choose", table=lab.prompts, filed_under=Domain.helpfulness
     ).outputs["table"]

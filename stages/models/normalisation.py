@@ -1,8 +1,13 @@
-"""A Safety RM's scores as log-odds of being safe, which is what the gate takes them for (§3.2.3).
+"""Scores on the level that the gate takes them for (§3.2.3).
 
-A ranking loss leaves the level of the scores free. The auxiliary loss pins it down while training;
-this does so afterwards, with two numbers, and changes no ranking. They stand in a file beside the
-weights, which other programs load without them.
+A ranking loss leaves the level of the scores free, and the gate puts scores of two models side by
+side: a Safety RM's below its threshold in place of a Helpfulness RM's. The auxiliary loss pins the
+Safety RM's level down while training; this does so afterwards, as log-odds of being safe. Nothing
+pins down the Helpfulness RM's. Where it lies far below 0, a response that the gate catches scores
+more than a good one, and PPO learns to be caught; so an average response gets 0.
+
+Neither changes a ranking. Scale and shift stand in a file beside the weights, which other programs
+load without them.
 """
 
 import json
@@ -58,6 +63,11 @@ def fit(scores: Tensor, is_safe: Tensor) -> Normalisation:
     scale = float(weights[0] / spread)
     shift = float(weights[1] - weights[0] * mean / spread)
     return Normalisation(scale, shift) if scale > 0 else Normalisation()
+
+
+def centre(scores: Tensor) -> Normalisation:
+    """The shift under which the mean of these scores (N,) is 0; the scale stays."""
+    return Normalisation(shift=-float(scores.double().mean()))
 
 
 def write(folder: Path, normalisation: Normalisation) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from whole_loop_home import BASE, ITERATION, TINY, plan, rlhf_here, run_rlhf
 
+from stages.models import normalisation
+
 
 def test_it_ends_with_versions_and_places(first_run: tuple[Path, str]):
     home, printed = first_run
@@ -43,6 +45,15 @@ def test_a_forced_stage_gives_the_same_digest_and_leaves_the_rest_valid(home: Pa
     assert out.returncode == 0, out.stderr
     assert heads() == before
     assert {row["action"] for row in plan(home).values()} == {"reuse"}
+
+
+def test_the_helpfulness_models_bring_the_level_of_their_scores(home: Path):
+    found = [Path(row["path"]) for row in models(home) if row["name"] == "helpfulness-rm"]
+    assert len(found) == 2
+    for folder in found:
+        level = normalisation.read(folder)
+        assert level.scale == 1
+        assert level.shift != 0
 
 
 def models(home: Path) -> list[dict[str, str]]:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from stages.models.normalisation import Normalisation, fit, normalised, read, write
+from kernels.ppo import gated_reward
+from stages.models.normalisation import Normalisation, centre, fit, normalised, read, write
+from stages.models.rewards import GATE_THRESHOLD
 
 
 def test_scores_come_to_mean_how_often_responses_are_safe():
@@ -28,6 +30,22 @@ def test_a_level_that_has_drifted_is_put_right():
     found = fit(drifted, is_safe)
     assert (found.scale, found.shift) == (pytest.approx(2, rel=0.1), pytest.approx(10, rel=0.1))
     assert torch.equal(found(drifted).argsort(), drifted.argsort())
+
+
+def test_a_low_level_rewards_what_the_gate_catches_until_it_is_centred():
+    """Where PPO once learnt to be caught: two good answers, and one that the gate catches."""
+    helpfulness = torch.tensor([-3.0, -3.5, -5.5])
+    safety = torch.tensor([4.0, 3.0, -2.5])
+    on_helpfulness_prompts = torch.zeros(3, dtype=torch.bool)
+
+    def best(scores: torch.Tensor) -> int:
+        reward = gated_reward(scores, safety, on_helpfulness_prompts, GATE_THRESHOLD)
+        return int(reward.argmax())
+
+    assert best(helpfulness) == 2
+    found = centre(helpfulness)
+    assert (found.scale, found.shift) == (1.0, 4.0)
+    assert best(found(helpfulness)) == 0
 
 
 def test_scores_stay_where_nothing_can_be_fitted():
