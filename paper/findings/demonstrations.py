@@ -31,6 +31,9 @@ STUDENT = "small"
 STUDENT_EPOCHS = 8
 """Of fine-tuning, on either's samples: in the large model's two so small a model learns little of
 what it is shown."""
+TEACHER_VERSION = 3
+"""Whose best samples the student is shown: the large model's after two rounds. In the first its
+policy is the SFT model, hardly better than what the student is."""
 CLOSE_ANSWERS = 8
 """To each prompt, where what is asked is whether two models are within HELD of each other."""
 
@@ -129,7 +132,7 @@ def distillation(lab: Lab) -> Estimates:
         0,
         "sft",
         init_from=student,
-        demonstrations=lab.output(1, "rejection_sampling", "demonstrations"),
+        demonstrations=lab.output(TEACHER_VERSION, "rejection_sampling", "demonstrations"),
         learning_rate=tuning.learning_rate,
         num_epochs=tuning.num_epochs,
     ).outputs
@@ -178,8 +181,8 @@ FINDINGS = (
         "q",
         "§3.2.3",
         "A smaller model learns more from the large model's best samples than from its own.",
-        "A small model's own rejection sampling against fine-tuning on the large model's best "
-        "answers to the same prompts, chosen by the same reward models.",
+        "A small model's own rejection sampling against fine-tuning on the best answers of the "
+        f"large model's V{TEACHER_VERSION}, to as many prompts and for as many steps.",
         distillation,
         (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),
         (Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),),
