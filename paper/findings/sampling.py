@@ -36,8 +36,8 @@ def sweep(lab: Lab, policy: ArtifactRef) -> Draws:
 
 
 def after_rlhf(lab: Lab) -> ArtifactRef:
-    """The model that four rounds of rejection sampling made."""
-    return lab.output(4, "rejection_sampling")
+    """The last version, after PPO."""
+    return lab.output(5, "ppo")
 
 
 # ---- (f) max and median
@@ -64,14 +64,14 @@ def max_and_median(lab: Lab) -> Estimates:
 
 def temperature(lab: Lab) -> Estimates:
     """Best of N by temperature before and after RLHF (Figure 8)."""
-    models = {"SFT": sweep(lab, lab.sft), "V4": sweep(lab, after_rlhf(lab))}
+    models = {"SFT": sweep(lab, lab.sft), "V5": sweep(lab, after_rlhf(lab))}
     estimates: Estimates = {}
     for name, draws in models.items():
         for t, rewards in draws.items():
             estimates[f"{name}/{t:g}"] = mean(rewards.max(1))
         estimates[f"best temperature/{name}"] = best_temperature(draws)
     worth = {name: worth_of_heat(draws) for name, draws in models.items()}
-    estimates["heat is worth more"] = mean(worth["V4"] - worth["SFT"])
+    estimates["heat is worth more"] = mean(worth["V5"] - worth["SFT"])
     return estimates
 
 
@@ -117,13 +117,13 @@ FINDINGS = (
         "g",
         "Figure 8",
         "RLHF raises the temperature at which the best of N is highest.",
-        f"Best of 16 at four temperatures before and after RLHF. The test: sampling at T={HOT} "
+        f"Best of 16 at four temperatures before and after RLHF, PPO included. The test: sampling at T={HOT} "
         f"instead of {COLD} changes the best of 16 more favourably after RLHF than before, prompt "
         "by prompt.",
         temperature,
-        (Effect("heat is worth more", "gain by heat, V4 minus SFT, in standard deviations"),),
+        (Effect("heat is worth more", "gain by heat, V5 minus SFT, in standard deviations"),),
         (
-            Chart("lines", {"SFT": "SFT", "V4": "V4"}, "temperature", "best of 16, reward"),
+            Chart("lines", {"SFT": "SFT", "V5": "V5"}, "temperature", "best of 16, reward"),
             Chart("bars", {"best T": "best temperature"}, "model", "temperature"),
         ),
         weight=4,
