@@ -117,9 +117,9 @@ FINDINGS = (
         "g",
         "Figure 8",
         "RLHF raises the temperature at which the best of N is highest.",
-        f"Best of 16 at four temperatures before and after RLHF, PPO included. The test: sampling at T={HOT} "
-        f"instead of {COLD} changes the best of 16 more favourably after RLHF than before, prompt "
-        "by prompt.",
+        "Best of 16 at four temperatures before and after RLHF, PPO included. The test: sampling "
+        f"at T={HOT} instead of {COLD} changes the best of 16 more favourably after RLHF than "
+        "before, prompt by prompt.",
         temperature,
         (Effect("heat is worth more", "gain by heat, V5 minus SFT, in standard deviations"),),
         (
