@@ -18,10 +18,10 @@ _LEAD = (
     "Findings of the Llama 2 paper (arXiv 2307.09288), measured in the embedded sandbox: a small "
     "world whose gold judge no training stage sees.\n\n"
     "Every number is a mean over seeds with a 95 % interval that covers both the held-out prompts "
-    "or pairs and the seeds (random-effects model). What was to be shown was fixed before: a "
-    "finding is reproduced where every named effect's interval lies above its bound, not "
-    "reproduced where one lies below, and unclear otherwise. With one seed the interval "
-    "covers the prompts alone."
+    "or pairs and the seeds (random-effects model). A finding is reproduced where every named "
+    "effect's interval lies above its bound, not reproduced where one lies below, and unclear "
+    "otherwise. With one seed the interval covers the prompts alone. docs/paper.md says how each "
+    "test came to be, and what was tried before."
 )
 
 
