@@ -130,7 +130,7 @@ def test_prefects_page_lists_the_runs_and_the_stages_of_each(visited: Visited, v
     for name, stages in (("rlhf-base", BASE), ("rlhf-v1", ITERATION)):
         visitor.read(f"{visited.prefect.url}/runs/flow-run/{ids[name]}", name, "Task Runs")
         visitor.page.get_by_text("Task Runs", exact=True).first.click()
-        visitor.wait_for(*stages, f"({len(stages)} Completed)", "stage:")
+        visitor.wait_for(*stages, f"({len(stages)} Completed)")
     visitor.take_picture("prefect-stages")
 
 
