@@ -153,7 +153,9 @@ def test_mlflows_page_lists_versions_stages_and_models(visited: Visited, visitor
     experiment = visited.mlflow.get(path)["experiment"]["experiment_id"]
     runs = f"{visited.mlflow.url}/#/experiments/{experiment}/runs"
     visitor.read(runs, "RLHF-V1", "Base", f"{2 + len(BASE) + len(ITERATION)} matching runs")
-    visitor.page.get_by_text("Expand rows").click()
+    for parent in ("RLHF-V1", "Base"):
+        row = visitor.page.get_by_role("gridcell").filter(has_text=parent).first
+        row.get_by_role("button").first.click()  # unfolds it
     visitor.wait_for("reward_model-helpfulness", "rejection_sampling", "pretrain")
     visitor.take_picture("mlflow-runs")
     visitor.read(f"{visited.mlflow.url}/#/models", "policy", "helpfulness-rm", "safety-rm")
