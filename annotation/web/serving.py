@@ -76,6 +76,7 @@ class Forks:
             if self._is_asked_to_end:  # while there was no child yet to pass it on to
                 self._ask_child()
             os.waitpid(self._child, 0)
+            self._child = 0  # its number may soon be another process's
             if not self._is_asked_to_end and time.monotonic() - began < _CAME_UP_SECONDS:
                 time.sleep(_PAUSE_SECONDS)
 

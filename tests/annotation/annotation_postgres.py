@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from annotation_server import children_of
 from sqlalchemy import create_engine, text
 
 _START_SECONDS = 60
@@ -36,13 +37,12 @@ class PostgresServer:
     def kill(self) -> None:
         """kill -9 of the server and of every process that it has for a connection."""
         assert self._process is not None
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = children_of(self._process.pid)
         self._process.kill()
         self._process.wait(30)
         for child in children:
             with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
 
     def stop(self) -> None:
         """In good order."""

@@ -50,9 +50,8 @@ class Server:
     def serving_process(self) -> int:
         """The process that serves now, forked by the one that listens."""
         assert self._process is not None
-        pid = self._process.pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        (child,) = children_of(self._process.pid)
+        return child
 
     def kill_serving(self) -> None:
         """kill -9 of the process that serves: nobody has to start the next one."""
@@ -64,6 +63,11 @@ class Server:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(10)
             self._process = None
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _free_port() -> int:

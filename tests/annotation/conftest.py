@@ -21,8 +21,7 @@ def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Argon2 as it is, at a hundredth of the price: tests log in many times."""
     hasher = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)
     monkeypatch.setattr(accounts, "_hasher", hasher)
-    nobody = hasher.hash("nobody")
-    monkeypatch.setattr(accounts, "_nobody", lambda: nobody)
+    monkeypatch.setattr(accounts, "_NOBODY", hasher.hash("nobody"))
 
 
 @pytest.fixture

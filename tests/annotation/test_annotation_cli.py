@@ -117,7 +117,7 @@ def test_a_csv_keeps_its_line_ends_and_may_have_been_in_a_spreadsheet(home, tmp_
     assert (found["response_a"], found["response_b"]) == ("One\r\ntwo\rthree\n", "=1+1")
 
 
-SLOW_TO_IMPORT = ("torch", "prefect", "mlflow", "numpy", "scipy", "pyarrow", "alembic")
+SLOW_TO_IMPORT = ("torch", "prefect", "mlflow", "numpy", "scipy", "pyarrow", "alembic", "httpx")
 
 
 def test_the_page_comes_back_without_what_is_slow_to_import(tmp_path):

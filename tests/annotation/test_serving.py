@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from annotation_server import Server
+from annotation_server import Server, children_of
 
 from annotation.storage.database import sqlite_url
 from annotation.web.serving import listen
@@ -50,14 +50,13 @@ def test_both_processes_end_when_they_are_asked_to(tmp_path, number):
         patient = httpx.HTTPTransport(retries=10)
         with httpx.Client(transport=patient, trust_env=False, timeout=60) as client:
             assert client.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-        children = Path(f"/proc/{page.pid}/task/{page.pid}/children").read_text().split()
+        (child,) = children_of(page.pid)
         page.send_signal(number)
         assert page.wait(30) == 0
     finally:
         page.kill()
         page.wait()
-    assert len(children) == 1
-    wait_for_end(int(children[0]))
+    wait_for_end(child)
 
 
 def test_a_port_that_is_taken_is_a_user_error():
