@@ -87,6 +87,9 @@ def prepare(where: Places) -> None:
         os.environ.setdefault(name, value)
     # a log line that a server does not take is no message to the user
     logging.raiseExceptions = False
+    # prints the traceback of what it also raises, which the tracker tells in one sentence; a level
+    # and no variable, since MLflow's own server is to keep it in its log
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # told by libraries about each other; a user can do nothing about them
     for module in ("prefect", "mlflow", "sqlalchemy", "alembic", "pydantic"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")

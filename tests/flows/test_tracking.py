@@ -1,6 +1,7 @@
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -163,3 +164,23 @@ def test_a_dead_server_warns_once_and_fails_nothing(
     assert len(walk_all(walk)) == 12
     (warning,) = warnings
     assert warning.startswith("MLflow at http://127.0.0.1:9 is not taking records (")
+
+
+def test_a_database_that_takes_no_row_is_told_in_one_sentence(
+    new_walk: NewWalk, small: Recipe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    walk = new_walk(small, tracked=True)
+    with walk.tracker:
+        walk_all(walk)
+    with closing(sqlite3.connect(walk.where.local / "mlflow" / "mlflow.db")) as database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute("DROP TABLE runs")
+    again = new_walk(small, tracked=True)
+    warnings: list[str] = []
+    again.tracker.warn = warnings.append
+    with again.tracker:
+        again.tracker.ask_now()
+        list(rerun(find_nodes(small, "sft", None), again, force=True))
+    assert any("no such table" in warning for warning in warnings), warnings
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert "Traceback" in (walk.where.local / "mlflow" / "errors.log").read_text()

@@ -31,7 +31,11 @@ class Up:
     @property
     def is_ready(self) -> bool:
         state = self.home / "servers.json"
-        return state.is_file() and json.loads(state.read_text())["ready"]
+        if not state.is_file():
+            return False
+        said = json.loads(state.read_text())
+        # a killed `rlhf up` leaves its file, which says what was so for it
+        return said["ready"] and Path(f"/proc/{said['pid']}").exists()
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {
