@@ -32,7 +32,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     servers = Up(home)
     arguments = ("up", "--recipe", TINY, *SETTINGS, *servers.arguments)
     with running_rlhf(*arguments, home=home) as process:
-        wait_until(lambda: servers.is_ready, "the servers to be ready", process)
+        wait_until(lambda: servers.is_ready(process), "the servers to be ready", process)
         yield servers
         assert run_rlhf("down", home=home).returncode == 0
         assert process.wait(60) == 0

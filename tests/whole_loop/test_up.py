@@ -41,7 +41,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     secrets = {"PREFECT_SERVER_API_AUTH_STRING": SECRET}
     arguments = ("up", "--recipe", TINY, *settings, *servers.arguments)
     with running_rlhf(*arguments, home=home, **secrets) as process:
-        wait_until(lambda: servers.is_ready, "the servers to be ready", process)
+        wait_until(lambda: servers.is_ready(process), "the servers to be ready", process)
         yield servers
         out = run_rlhf("down", home=home)
         assert out.returncode == 0, out.stderr
@@ -180,14 +180,14 @@ def test_after_a_kill_no_process_is_left_and_the_next_one_goes_on(tmp_path: Path
     servers = Up(home)
     arguments = ("up", "--recipe", TINY, *servers.arguments)
     with running_rlhf(*arguments, home=home) as process:
-        wait_until(lambda: servers.is_ready, "the servers to be ready", process)
+        wait_until(lambda: servers.is_ready(process), "the servers to be ready", process)
         run = servers.start("rlhf-iteration/weekly")
         wait_until(lambda: (home / "iterations" / "base" / "ingest.json").exists(), "a stage")
         process.kill()
         process.wait(60)
         wait_until(lambda: not processes_on(home), "its processes to end")
     with running_rlhf(*arguments, home=home) as process:
-        wait_until(lambda: servers.is_ready, "the servers to be ready", process)
+        wait_until(lambda: servers.is_ready(process), "the servers to be ready", process)
         done = servers.ended(run)
         assert (done["name"], done["state_name"]) == ("rlhf-v1", "Completed"), done["state"]
         assert "v1/evaluate" in digests(home)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -28,14 +29,11 @@ class Up:
         names = ("--prefect-port", "--mlflow-port", "--annotation-port")
         return [word for pair in zip(names, map(str, self.ports), strict=True) for word in pair]
 
-    @property
-    def is_ready(self) -> bool:
-        state = self.home / "servers.json"
-        if not state.is_file():
-            return False
-        said = json.loads(state.read_text())
-        # a killed `rlhf up` leaves its file, which says what was so for it
-        return said["ready"] and Path(f"/proc/{said['pid']}").exists()
+    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether this `rlhf up` says so: one that was killed has left its file."""
+        file = self.home / "servers.json"
+        state = json.loads(file.read_text()) if file.is_file() else {"ready": False}
+        return state["ready"] and state["pid"] == process.pid
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {
