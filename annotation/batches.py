@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from annotation.labelling import as_typed, is_delivered, without_nul
 from annotation.refusals import NotThereError
+from annotation.storage.database import measure_queue
 from annotation.storage.schema import (
     AuditEntry,
     Batch,
@@ -99,6 +100,7 @@ def publish(
     first = session.scalar(select(func.max(Item.position)).where(Item.week == week)) or 0
     for position, row in enumerate(new, start=first + 1):
         session.add_all(_item_with_slots(batch, position, row, (gold or {})))
+    measure_queue(session)
     session.add(_audit(now, "publish", f"batch {week}, {len(new)} items"))
     return len(new)
 

@@ -102,6 +102,17 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{file.resolve()}"
 
 
+def measure_queue(session: Session) -> None:
+    """Have Postgres count the queue's tables, many of whose rows this transaction has written.
+
+    Else it plans as if they were empty until its autovacuum has looked, a minute later or more:
+    it then reads every item of a batch of 15,000 for one label (250 ms; 0.2 ms when it knows).
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.flush()
+        session.execute(text("ANALYZE items, slots"))
+
+
 def migrate(database: Database) -> None:
     """Apply the migrations that are missing; several servers may start at once."""
     with database._for_writing.begin() as connection:

@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from annotation_postgres import fresh_postgres_database
 from annotation_world import START, add_user, comparisons, publish_rows
 from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 
 from annotation.labelling import Answer, submit, undo
 from annotation.refusals import NotYoursError
-from annotation.storage.database import Database
+from annotation.storage.database import Database, open_database
 from annotation.storage.schema import Entry, Item, Slot
 from annotation.work_queue import HOLD, claim, renew
 
@@ -125,6 +126,15 @@ def test_an_undo_that_arrives_many_times_at_once_takes_back_one_label(any_databa
     with any_database.reading() as session:
         kinds = Counter(session.scalars(select(Entry.kind)))
     assert kinds == {"label": 2, "undo": 1}
+
+
+def test_postgres_knows_how_large_a_batch_is_as_soon_as_it_is_published(postgres_url):
+    database = open_database(fresh_postgres_database(postgres_url))
+    publish_rows(database, comparisons(300), overlap=2)
+    sizes = "SELECT relname, reltuples FROM pg_class WHERE relname IN ('items', 'slots')"
+    with database.reading() as session:
+        assert dict(session.execute(text(sizes)).tuples().all()) == {"items": 300, "slots": 600}
+    database.close()
 
 
 def test_writers_queue_and_none_is_starved(database):

@@ -95,7 +95,7 @@ def test_no_rank_outlives_the_process_that_started_it(
     command = [sys.executable, "-m", "runtime_toys.starter", str(tmp_path)]
     starter = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
-    pids = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
+    pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
     starter.send_signal(signal_number)
     starter.wait(30)
     wait_until(lambda: not any(is_alive(pid) for pid in pids))

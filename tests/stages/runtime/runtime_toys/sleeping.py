@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__":
-    Path(sys.argv[1], f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-    from stages.runtime.supervisor import die_with_parent
+from stages.runtime.supervisor import die_with_parent
 
+if __name__ == "__main__":
     die_with_parent(os.getppid())
+    Path(sys.argv[1], f"pid-{os.getpid()}").touch()
     time.sleep(120)
