@@ -38,7 +38,7 @@ check: $(VENV)/.installed-dev  ## style, types and the layers of the packages
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-test: check  ## check, then the default tests, about 12 minutes on 2 cores
+test: check  ## check, then the default tests, about 11 minutes on 2 cores
 	$(TESTS) -m "not slow and not gpu"
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here

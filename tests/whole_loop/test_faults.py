@@ -37,6 +37,7 @@ def test_two_processes_give_the_loss_curve_of_one(
     assert ranks == pytest.approx(losses_alone, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_made_again(home: Path, tmp_path: Path):
     copy = Path(shutil.copytree(home, tmp_path / "home"))
     rows = json.loads(rlhf_here("models", "--json", home=copy).stdout)

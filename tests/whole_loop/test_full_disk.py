@@ -136,6 +136,7 @@ def test_the_command_with_its_databases_on_a_full_disk(home: Path, disk: Disk):
     assert mlflow_statuses(store) == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_ingest_on_a_full_disk(disk: Disk, tmp_path: Path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "document {i}"}}\n' for i in range(20_000)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("path", ["as it is", "empty"])
+@pytest.mark.parametrize("path", ["as it is", pytest.param("empty", marks=pytest.mark.slow)])
 def test_nothing_is_compiled_and_no_command_is_run(tmp_path: Path, path: str) -> None:
     extensions = tmp_path / "extensions"
     environment = os.environ | {
