@@ -2,7 +2,8 @@
 
     python -m benchmarks.annotation_load                      # SQLite, 5 minutes
     python -m benchmarks.annotation_load --kill-every 20      # kill -9 of what serves, meanwhile
-    python -m benchmarks.annotation_load --kill-every 20 --victim listening    # and all of it
+    python -m benchmarks.annotation_load --kill-every 20 --victim listening    # of its parent
+    python -m benchmarks.annotation_load --kill-every 20 --victim both
     python -m benchmarks.annotation_load --database postgresql://…
 
 Fifty simulated annotators use the real server over HTTP, each thinking for a while between labels.
@@ -83,9 +84,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kill-every", type=float, default=0, help="seconds; 0 for never")
     parser.add_argument(
         "--victim",
-        choices=("serving", "listening"),
+        choices=("serving", "listening", "both"),
         default="serving",
-        help="the process that serves the page, or the one that forks it, which takes both down",
+        help="the process that serves the page, the one that forks it, or both",
     )
     parser.add_argument("--database", help="an empty database of your own")
     return parser.parse_args()
@@ -160,21 +161,26 @@ class _Server:
     def kill_every(self, seconds: float, victim: str, stop: threading.Event) -> None:
         """kill -9 until told to stop."""
         while seconds and not stop.wait(seconds):
-            if victim == "serving":
-                os.kill(self._serving_process(), signal.SIGKILL)
-            else:
-                self.stop()
+            serving = self._serving_process()
+            if victim != "serving":
+                self._process.kill()  # first: it would fork the next
+                self._process.wait()
+            if victim != "listening":
+                os.kill(serving, signal.SIGKILL)
+            if victim != "serving":
                 self._start()
 
     def _serving_process(self) -> int:
         """The process that serves, forked by the one that listens."""
         pid = self._process.pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        while not (found := children.read_text().split()):
+            time.sleep(0.01)  # it has just been started: what it takes over still serves
+        return int(found[0])
 
     def stop(self) -> None:
-        """kill -9 of the whole server."""
-        self._process.send_signal(signal.SIGKILL)
+        """As Ctrl-C does it."""
+        self._process.terminate()
         self._process.wait()
 
     def _start(self) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -41,10 +42,15 @@ class Server:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/healthz", trust_env=False).status_code == 200:
+                # the answer may be of a page that serves until this one does
+                if (
+                    children_of(self._process.pid)
+                    and httpx.get(f"{self.url}/healthz", trust_env=False).status_code == 200
+                ):
                     return
             except httpx.TransportError:
-                time.sleep(0.1)
+                pass
+            time.sleep(0.1)
         raise AssertionError("the server does not start")
 
     def serving_process(self) -> int:
@@ -57,12 +63,21 @@ class Server:
         """kill -9 of the process that serves: nobody has to start the next one."""
         os.kill(self.serving_process(), signal.SIGKILL)
 
-    def kill(self) -> None:
-        """kill -9 of the process that listens, which takes the other one with it."""
+    def kill_listening(self) -> None:
+        """kill -9 of the process that listens: the other one goes on for a while."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.kill()
             self._process.wait(10)
             self._process = None
+
+    def kill(self) -> None:
+        """kill -9 of all of it."""
+        if self._process is not None:
+            serving = children_of(self._process.pid)
+            self.kill_listening()  # first: it would fork the next
+            for pid in serving:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def children_of(pid: int) -> list[int]:

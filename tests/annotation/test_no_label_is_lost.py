@@ -18,7 +18,7 @@ from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
 NUM_ITEMS = 60
-NUM_KILLS = 2
+NUM_KILLS = 3
 
 
 def test_every_acknowledged_label_survives_kills_of_the_server(database):
@@ -79,7 +79,10 @@ def _kill_again_and_again(victim: Server | PostgresServer, database: Database) -
         if isinstance(victim, Server) and part == 1:
             victim.kill_serving()
             continue
-        victim.kill()
+        if isinstance(victim, Server) and part == 2:
+            victim.kill_listening()
+        else:
+            victim.kill()
         victim.start()
 
 

@@ -1,10 +1,11 @@
-"""Whatever dies, the page is back, and nothing of it outlives its end."""
+"""Whatever dies, the page is back, and nothing of it is left when nobody starts it again."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from annotation_server import Server, children_of
 
 from annotation.storage.database import sqlite_url
+from annotation.web import handover
 from annotation.web.serving import listen
 from data_contracts.errors import UserError
 
@@ -32,12 +34,62 @@ def test_a_request_that_comes_while_nothing_serves_is_answered_and_not_refused(s
     assert server.serving_process() != victim
 
 
-def test_nothing_serves_any_more_when_the_process_that_listens_is_killed(server):
-    victim = server.serving_process()
-    server.kill()
-    wait_for_end(victim)
+def test_what_serves_outlives_what_listens_and_hands_the_socket_to_the_next(server):
+    predecessor = server.serving_process()
+    answers, stop = [], threading.Event()
+
+    def ask_again_and_again():
+        while not stop.is_set():
+            answers.append(httpx.get(f"{server.url}/healthz", trust_env=False).status_code)
+
+    asking = threading.Thread(target=ask_again_and_again)
+    asking.start()
+    server.kill_listening()
+    server.start()
+    wait_for_end(predecessor)
+    asked_meanwhile = len(answers)
+    httpx.get(f"{server.url}/healthz", trust_env=False)
+    stop.set()
+    asking.join()
+    assert asked_meanwhile > 1
+    assert set(answers) == {200}
+    assert server.serving_process() != predecessor
+
+
+def test_what_serves_does_not_wait_for_ever_for_what_listens(server):
+    serving = server.serving_process()
+    server.kill_listening()
+    assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
+    wait_for_end(serving)
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{server.url}/healthz", trust_env=False)
+
+
+def test_a_socket_is_handed_on_until_somebody_serves_on_it():
+    """A successor that dies before it serves leaves the socket to the next."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        offering = threading.Thread(target=handover.offer, args=(listener,))
+        offering.start()
+        for is_last in (False, True):
+            taken, predecessor = taken_from(*address)
+            with taken:
+                assert taken.getsockname() == address
+                assert offering.is_alive()
+                if is_last:
+                    handover.is_served(predecessor)
+                predecessor.close()
+        offering.join(5)
+        assert not offering.is_alive()
+        assert handover.take(*address) is None
+
+
+def taken_from(host: str, port: int) -> tuple[socket.socket, socket.socket]:
+    deadline = time.monotonic() + 5
+    while not (taken := handover.take(host, port)):
+        assert time.monotonic() < deadline, "nobody offers the socket"
+        time.sleep(0.01)
+    return taken
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -75,12 +127,12 @@ def test_a_port_that_is_being_left_is_waited_for():
         os._exit(0)
     leaving.close()  # the fork holds it for a while
     with listen("127.0.0.1", port) as ours:
-        assert ours.getsockname()[1] == port
+        assert ours.listening.getsockname()[1] == port
     os.waitpid(pid, 0)
 
 
 def wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.05)
