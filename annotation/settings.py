@@ -1,8 +1,9 @@
 """How one instance of the service runs."""
 
 from typing import Final
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_contracts.base import Contract
 from data_contracts.ratings import Domain
@@ -19,6 +20,14 @@ class LiveModel(Contract):
     temperatures: tuple[float, ...] = Field(default=(0.7, 1.0), min_length=1)
     """One is drawn for every response."""
     api_key: str | None = Field(default=None, repr=False)
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)  # ValueError from here or from the port is a refusal
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("give http://HOST:PORT/…")
+        return url
 
 
 class AnnotationSettings(Contract):

@@ -19,7 +19,7 @@ def serve(
         Path | None, typer.Option("--model", help="Any folder in Hugging Face layout instead.")
     ] = None,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port")] = 8001,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8001,
     home: HomeOption = None,
 ) -> None:
     """Serve a policy as POST /v1/chat/completions, streaming and batching concurrent requests.

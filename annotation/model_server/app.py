@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, field_validator
 from starlette.requests import Request as HttpRequest
@@ -35,6 +36,13 @@ class ChatRequest(Contract):
     stream: bool = False
     user: str | None = None
 
+    @field_validator("messages")
+    @classmethod
+    def _is_text(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        for message in messages:
+            message.content.encode()  # half of a surrogate pair, which JSON may hold, is none
+        return messages
+
     @field_validator("temperature")
     @classmethod
     def _is_zero_or_not_tiny(cls, temperature: float) -> float:
@@ -47,6 +55,7 @@ def create_model_app(engine: Engine, name: str) -> FastAPI:
     """The endpoint of one model."""
     app = FastAPI(title=name, docs_url=None, redoc_url=None)
     app.add_exception_handler(BadRequestError, _bad_request)
+    app.add_exception_handler(RequestValidationError, _invalid)
 
     @app.get("/healthz")
     def health() -> dict[str, str]:
@@ -112,5 +121,17 @@ def _events(engine: Engine, request: Request, head: dict[str, Any]) -> Iterator[
 
 
 async def _bad_request(_request: HttpRequest, error: Exception) -> JSONResponse:
-    body = {"error": {"message": str(error), "type": "invalid_request_error"}}
-    return JSONResponse(body, BadRequestError.status)
+    return _refusal(str(error), BadRequestError.status)
+
+
+async def _invalid(_request: HttpRequest, error: Exception) -> JSONResponse:
+    """FastAPI's own answer repeats what was sent, and not all of that can be sent back."""
+    assert isinstance(error, RequestValidationError)
+    problems = (f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+    return _refusal("; ".join(problems), 422)
+
+
+def _refusal(message: str, status: int) -> JSONResponse:
+    readable = message.encode("utf-8", "backslashreplace").decode()  # names of fields, for one
+    body = {"error": {"message": readable, "type": "invalid_request_error"}}
+    return JSONResponse(body, status)

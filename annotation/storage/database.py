@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from annotation.storage.migrations import HEAD
@@ -78,11 +78,12 @@ def open_database(url: str) -> Database:
     database = Database(url)
     try:
         migrate(database)
-    except OperationalError as error:
+    except DBAPIError as error:
         database.close()
         raise UserError(
             f"The annotation database cannot be opened: {error.orig}",
-            "Check the address, the rights of this user and that the server runs",
+            "Check the address, the rights of this user, that the server runs, and that a file "
+            "is an annotation database",
         ) from error
     return database
 
@@ -148,9 +149,11 @@ def _engine(url: str) -> Engine:
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise NoSuchModuleError
+        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise ArgumentError  # each connection would have a database of its own
         # 40 is the number of threads in which FastAPI runs synchronous routes
         engine = create_engine(parsed, pool_size=40, max_overflow=10, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         raise UserError(
             "The annotation database's URL is not one of sqlite:///FILE or postgresql://…",
             "Correct --database; Postgres needs the extra `postgres` (pip install "

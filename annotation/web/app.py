@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from annotation.refusals import NotThereError, NotYoursError, RefusedError, UnavailableError
@@ -18,6 +18,9 @@ from annotation.web.rendering import refusal
 from annotation.web.visitors import Service
 
 _log = logging.getLogger(__name__)
+
+_UNUSABLE = (OperationalError, InterfaceError, DatabaseError)
+"""The last is what SQLite says of a damaged file."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -33,7 +36,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(IntegrityError, _conflict)
-    for error in (OperationalError, InterfaceError):
+    for error in _UNUSABLE:
         app.add_exception_handler(error, _database_error)
     return app
 
@@ -74,8 +77,10 @@ async def _conflict(request: Request, error: Exception) -> Response:
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
-    """The database went away, is full or stays locked: nothing is acknowledged."""
-    assert isinstance(error, OperationalError | InterfaceError)
+    """The database went away, is full, damaged or stays locked: nothing is acknowledged."""
+    assert isinstance(error, DatabaseError | InterfaceError)
+    if type(error) not in _UNUSABLE:
+        raise error  # another kind of DatabaseError: a statement of ours is wrong
     _log.error("%s %s: %s", request.method, request.url.path, " ".join(str(error.orig).split()))
     return refusal(
         request,

@@ -60,7 +60,7 @@ def _refusal(method: str, headers: Headers) -> PlainTextResponse | None:
     if method in ("GET", "HEAD", "OPTIONS"):
         return None
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and _host_of(origin) != headers.get("host"):
         return PlainTextResponse("The request comes from another site.", 403)
     length = headers.get("content-length", "")
     if not length.isdigit():
@@ -68,3 +68,11 @@ def _refusal(method: str, headers: Headers) -> PlainTextResponse | None:
     if int(length) > MAX_BODY_BYTES:
         return PlainTextResponse("The request is too large.", 413)
     return None
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an Origin header; None of what is no origin."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

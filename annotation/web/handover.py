@@ -16,6 +16,7 @@ from typing import Any
 
 SECONDS = 5.0
 """For a successor to come: a supervisor's pause, or that of whoever types the command again."""
+_AT_THE_DOOR_SECONDS = 1.0
 _SERVES = b"s"
 _SOCKET_FOLLOWS = b"l"
 _CREDENTIALS = struct.Struct("3i")
@@ -52,15 +53,18 @@ def _gave(listener: socket.socket, successor: socket.socket) -> bool:
         return False
 
 
-def take(host: str, port: int) -> tuple[socket.socket, socket.socket] | None:
+def take(host: str, port: int, family: int) -> tuple[socket.socket, socket.socket] | None:
     """The socket that a page without its listening process still has, and whom to tell.
 
-    None where there is no such page. `is_served` tells it.
+    None where there is no such page. `is_served` tells it. "" is every address, as in `bind`.
     """
     if not HAS_DOORS:
         return None
-    (*_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    (*_, address), *_ = socket.getaddrinfo(
+        host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
     predecessor = socket.socket(socket.AF_UNIX)
+    predecessor.settimeout(_AT_THE_DOOR_SECONDS)  # another may be there before us
     with suppress(OSError):  # nobody is at the door, or it goes away meanwhile
         predecessor.connect(_name(address))
         if _is_ours(predecessor):

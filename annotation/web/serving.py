@@ -32,6 +32,8 @@ MakeApp = Callable[[], Any]
 _KEEP_ALIVE_SECONDS = 75
 """uvicorn's 5 are what people think between two labels: a request that meets the closing of its
 connection is lost, and the browser has to send it again."""
+_LAST_ANSWERS_SECONDS = 10
+"""For what was asked before the end; some bodies never come."""
 _ENDING_SECONDS = 2.0
 """For a page that ends to leave the port: it answers first what it was asked."""
 _CAME_UP_SECONDS = 5.0
@@ -75,7 +77,7 @@ def listen(host: str, port: int) -> Listener:
             return Listener(socket.create_server((host, port), family=family, backlog=2048))
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
-                if taken := handover.take(host, port):
+                if taken := handover.take(host, port, family):
                     return Listener(*taken)
                 time.sleep(0.05)
                 continue
@@ -121,6 +123,8 @@ class Forks:
 
     def _ask_child(self) -> None:
         if self._child:
+            # else who comes now would wait for an answer until the last one has got his
+            self._listener.listening.close()
             with suppress(ProcessLookupError):
                 os.kill(self._child, signal.SIGTERM)
 
@@ -142,7 +146,12 @@ class Forks:
 def _serve_in_this_process(make_app: MakeApp, listener: Listener, parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # the parent's do what only the parent can do
-    config = uvicorn.Config(make_app(), log_level="warning", timeout_keep_alive=_KEEP_ALIVE_SECONDS)
+    config = uvicorn.Config(
+        make_app(),
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
+    )
     server = uvicorn.Server(config)
 
     def outlive_the_parent() -> None:

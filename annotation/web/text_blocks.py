@@ -4,10 +4,12 @@ Nothing is interpreted beyond the fences: every character of the text is in exac
 templates escape them all.
 """
 
+import io
 import re
 from dataclasses import dataclass
 
-_FENCED = re.compile(r"^```[^\n`]*\n.*?^```[^\S\n]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
+_OPENING = re.compile(r"```[^\n`]*\n")
+_CLOSING = re.compile(r"```[^\S\n]*\n?")
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,22 @@ class Block:
 
 
 def text_blocks(text: str) -> list[Block]:
-    """The blocks of a message; joined, their texts are the message."""
-    blocks = []
-    end = 0
-    for fence in _FENCED.finditer(text):
-        blocks += [Block(text[end : fence.start()], False), Block(fence.group(), True)]
-        end = fence.end()
-    blocks.append(Block(text[end:], False))
+    """The blocks of a message; joined, their texts are the message.
+
+    Each line is looked at once: a fence that nobody closes is prose, and a message may have many.
+    """
+    blocks: list[Block] = []
+    prose: list[str] = []
+    code: list[str] = []
+    for line in io.StringIO(text, newline="\n"):  # splitlines() splits at more than newlines
+        if code:
+            code.append(line)
+            if _CLOSING.fullmatch(line):
+                blocks += [Block("".join(prose), False), Block("".join(code), True)]
+                prose, code = [], []
+        elif _OPENING.fullmatch(line):
+            code.append(line)
+        else:
+            prose.append(line)
+    blocks.append(Block("".join(prose + code), False))
     return [block for block in blocks if block.text]

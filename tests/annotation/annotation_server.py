@@ -63,6 +63,17 @@ class Server:
         """kill -9 of the process that serves: nobody has to start the next one."""
         os.kill(self.serving_process(), signal.SIGKILL)
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, as a service manager sends it."""
+        assert self._process is not None
+        self._process.terminate()
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Raises TimeoutExpired."""
+        assert self._process is not None
+        self._process.wait(seconds)
+        self._process = None
+
     def kill_listening(self) -> None:
         """kill -9 of the process that listens: the other one goes on for a while."""
         if self._process is not None:

@@ -115,11 +115,12 @@ def test_every_change_needs_the_token_of_the_session(app, people):
                 assert request(people["admin"], method, path, token).status_code == 403, path
 
 
-def test_a_request_from_another_site_is_refused(app, people):
+@pytest.mark.parametrize("origin", ["http://evil.test", "null", "http://[", "http://\xff]"])
+def test_a_request_from_another_site_is_refused(app, people, origin):
     reply = people["annotator"].client.post(
         "/login",
         data={"username": "annotator-person", "password": PASSWORD},
-        headers={"Origin": "http://evil.test"},
+        headers={"Origin": origin.encode("latin-1")},
     )
     assert reply.status_code == 403
     same = {"Origin": "http://annotation.test"}

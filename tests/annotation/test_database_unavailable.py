@@ -1,6 +1,7 @@
 """A database that cannot be used is said so, acknowledges nothing, and takes it all later."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from annotation_world import browser, comparisons, publish_rows
@@ -48,3 +49,17 @@ def test_a_label_is_not_acknowledged_and_goes_through_later(service, app, locked
     assert ann.label(page).status_code == 200
     with service.database.reading() as session:
         assert len(session.scalars(select(Entry)).all()) == 1
+
+
+def test_a_damaged_file_is_said_so(service, app, caplog):
+    publish_rows(service.database, comparisons(2))
+    ann = browser(service, app, "ann")
+    page = ann.open()
+    service.database.engine.dispose()
+    file = Path(service.database.engine.url.database)
+    for name in (f"{file}-wal", f"{file}-shm"):
+        Path(name).unlink(missing_ok=True)
+    file.write_bytes(b"no database " * 1000)
+    with caplog.at_level(logging.ERROR):
+        assert ann.label(page).status_code == 503
+    assert "not a database" in caplog.text

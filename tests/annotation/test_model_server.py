@@ -131,6 +131,24 @@ def test_what_it_cannot_do_is_refused(client, change, status):
     assert client.post("/v1/chat/completions", json=body).status_code == status
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        '{"messages": [1e999]}',
+        '{"messages": [], "\\ud800": "\\ud800"}',
+        '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        "[",
+    ],
+)
+def test_what_cannot_even_be_repeated_is_refused_with_the_field(client, body):
+    reply = client.post(
+        "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert reply.status_code == 422
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_the_model_has_a_name(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == "rlhf-v2"
 

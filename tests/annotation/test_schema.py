@@ -34,8 +34,25 @@ def test_sqlite_waits_for_the_disk(database):
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://localhost/x", "no url at all", "sqlite:////proc/nowhere/annotation.db"]
+    "url",
+    [
+        "mysql://localhost/x",
+        "no url at all",
+        "sqlite:////proc/nowhere/annotation.db",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "postgresql://host:port/x",
+    ],
 )
 def test_a_database_that_cannot_be_used_is_a_user_error(url):
     with pytest.raises(UserError, match="annotation database"):
         open_database(url)
+
+
+def test_a_file_that_is_no_database_is_a_user_error(tmp_path):
+    file = tmp_path / "notes.md"
+    file.write_text("# Notes\n" * 1000)
+    with pytest.raises(UserError, match="file is not a database"):
+        open_database(f"sqlite:///{file}")
+    assert file.read_text() == "# Notes\n" * 1000

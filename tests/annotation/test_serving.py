@@ -81,12 +81,12 @@ def test_a_socket_is_handed_on_until_somebody_serves_on_it():
                 predecessor.close()
         offering.join(5)
         assert not offering.is_alive()
-        assert handover.take(*address) is None
+        assert handover.take(*address, socket.AF_INET) is None
 
 
 def taken_from(host: str, port: int) -> tuple[socket.socket, socket.socket]:
     deadline = time.monotonic() + 5
-    while not (taken := handover.take(host, port)):
+    while not (taken := handover.take(host, port, socket.AF_INET)):
         assert time.monotonic() < deadline, "nobody offers the socket"
         time.sleep(0.01)
     return taken
@@ -109,6 +109,26 @@ def test_both_processes_end_when_they_are_asked_to(tmp_path, number):
         page.kill()
         page.wait()
     wait_for_end(child)
+
+
+def test_a_request_whose_body_never_comes_does_not_hold_up_the_end(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"POST /login HTTP/1.1\r\nHost: page\r\nContent-Length: 100\r\n\r\n")
+        time.sleep(0.5)
+        server.ask_to_end()
+        deadline = time.monotonic() + 60
+        while not is_refused(server.port):  # at once, not when the last one has had his answer
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.wait_for_end(60)
+
+
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_a_port_that_is_taken_is_a_user_error():

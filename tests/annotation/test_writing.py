@@ -11,6 +11,7 @@ import httpx
 import pytest
 from annotation_model import served, tiny_model, tiny_tokenizer
 from annotation_world import Browser, add_user, browser, comparison, comparisons, publish_rows
+from pydantic import ValidationError
 from sqlalchemy import select
 
 from annotation.model_server.app import create_model_app
@@ -167,3 +168,9 @@ def test_without_live_models_nothing_is_written(service, app):
     ann = browser(service, app, "ann")
     assert ann.post("/write/helpfulness", {"prompt": "x"}).status_code == 422
     assert "Write a prompt" not in ann.client.get("/").text
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8001", "http://", "http://host:port/v1", "ftp://x/v1"])
+def test_an_address_of_a_model_that_is_none_is_refused_at_the_start(url):
+    with pytest.raises(ValidationError, match="url"):
+        LiveModel(url=url, model="v1")

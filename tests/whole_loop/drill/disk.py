@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drill.row import NotHere
 
 _SIZE = "500m"
+_TRIES = 100
 
 
 @contextmanager
@@ -38,8 +39,12 @@ def filled(home: Path, leave_bytes: int) -> Iterator[None]:
     filler = place / "filler"
     try:
         with filler.open("wb") as file:
-            size = shutil.disk_usage(place).free - leave_bytes
-            os.posix_fallocate(file.fileno(), 0, size)
+            for _ in range(_TRIES):
+                size = shutil.disk_usage(place).free - leave_bytes
+                if size <= 0:
+                    break
+                with suppress(OSError):  # who writes there meanwhile has taken some of it
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
         yield
     finally:
         filler.unlink(missing_ok=True)
