@@ -5,7 +5,7 @@ after that (an annotator was at it, the batch was re-opened) goes out with the n
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,6 +31,7 @@ from annotation.storage.schema import (
 )
 from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
+from data_contracts.errors import UserError
 from data_contracts.splits import split_of
 
 
@@ -78,9 +79,16 @@ def publish(
 ) -> int:
     """Put comparisons up for labelling; returns how many are new.
 
-    Rows that are there already stay as they are, so publishing again is safe. `gold` names the
-    right choice by comparison id: such an item checks annotators and is never delivered.
+    Rows that are there already, in whichever week, stay as they are, so publishing again is safe.
+    `gold` names the right choice by comparison id: such an item checks annotators and is never
+    delivered.
+
+    Raises UserError where an id is there already with other texts: their labels would be mixed up.
     """
+    rows = sorted(comparisons, key=lambda row: row["comparison_id"])
+    known = items_named(session, [row["comparison_id"] for row in rows])
+    for row in rows:
+        _check_texts(row, known.get(row["comparison_id"]))
     batch = session.get(Batch, week)
     if batch is None:
         batch = Batch(
@@ -93,8 +101,6 @@ def publish(
         )
         session.add(batch)
         session.flush()
-    rows = sorted(comparisons, key=lambda row: row["comparison_id"])
-    known = set(session.scalars(select(Item.comparison_id)))
     new = [row for row in rows if row["comparison_id"] not in known]
     random.Random(f"{plan.seed}/{week}").shuffle(new)
     first = session.scalar(select(func.max(Item.position)).where(Item.week == week)) or 0
@@ -103,6 +109,36 @@ def publish(
     measure_queue(session)
     session.add(_audit(now, "publish", f"batch {week}, {len(new)} items"))
     return len(new)
+
+
+def items_named(session: Session, comparison_ids: Sequence[str]) -> dict[str, Item]:
+    """The items that there are of these comparisons, by comparison id, in whichever week."""
+    found: dict[str, Item] = {}
+    for start in range(0, len(comparison_ids), _IDS_A_QUERY):
+        some = comparison_ids[start : start + _IDS_A_QUERY]
+        items = session.scalars(select(Item).where(Item.comparison_id.in_(some)))
+        found |= {item.comparison_id: item for item in items}
+    return found
+
+
+_IDS_A_QUERY = 1_000
+"""Both databases allow so many parameters, and more."""
+
+
+def _check_texts(row: Mapping[str, Any], item: Item | None) -> None:
+    if item and _texts(row) != (item.messages, item.response_a, item.response_b):
+        raise UserError(
+            f"Comparison {item.comparison_id} is in week {item.week} already, with other texts",
+            "Give each comparison an id of its own, or publish the texts that are there",
+        )
+
+
+def _texts(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str, str]:
+    """What an annotator reads of a row, as the database keeps it: dialogue and responses."""
+    messages = [
+        {"role": said["role"], "content": without_nul(said["content"])} for said in row["messages"]
+    ]
+    return messages, without_nul(row["response_a"]), without_nul(row["response_b"])
 
 
 def _item_with_slots(
@@ -115,6 +151,7 @@ def _item_with_slots(
 
 def new_item(week: int, position: int, row: Mapping[str, Any], gold_pick: Pick | None) -> Item:
     """An item from a row of the comparisons table."""
+    messages, response_a, response_b = _texts(row)
     return Item(
         comparison_id=row["comparison_id"],
         week=week,
@@ -122,12 +159,9 @@ def new_item(week: int, position: int, row: Mapping[str, Any], gold_pick: Pick |
         prompt_id=row["prompt_id"],
         domain=row["domain"],
         category=row["category"] and without_nul(row["category"]),
-        messages=[
-            {"role": said["role"], "content": without_nul(said["content"])}
-            for said in row["messages"]
-        ],
-        response_a=without_nul(row["response_a"]),
-        response_b=without_nul(row["response_b"]),
+        messages=messages,
+        response_a=response_a,
+        response_b=response_b,
         model_a=row["model_a"],
         model_b=row["model_b"],
         temperature_a=row["temperature_a"],
@@ -250,17 +284,24 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the preferences contract; annotators by pseudonym, the split by prompt.
 
-    An edited response is a second row: the edit was preferred to the chosen response. One that is
-    a copy of either response says nothing.
+    An item that the lead decided has the decision alone, also where its labels had gone out with
+    the week before that. An edited response is a second row: the edit was preferred to the chosen
+    response. One that is a copy of either response says nothing.
     """
     rows = []
-    for entry in entries:
+    for entry in _as_decided(list(entries)):
         row = _preference_row(entry, week, test_fraction)
         rows.append(row)
         copies = {_plain(row["chosen"]), _plain(row["rejected"])}
         if entry.edited_response and _plain(entry.edited_response) not in copies:
             rows.append(_edit_row(row, entry.edited_response))
     return rows
+
+
+def _as_decided(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries without those in whose place the last decision on their item stands."""
+    decisions = {e.item_id: e.id for e in entries if e.kind == EntryKind.adjudication}
+    return [entry for entry in entries if decisions.get(entry.item_id, entry.id) == entry.id]
 
 
 def _preference_row(entry: Entry, week: int, test_fraction: float) -> dict[str, Any]:
@@ -270,7 +311,7 @@ def _preference_row(entry: Entry, week: int, test_fraction: float) -> dict[str, 
         chosen, rejected = rejected, chosen
     opening = next(m["content"] for m in item.messages if m["role"] == "user")
     return {
-        "preference_id": f"{item.comparison_id}-{entry.user.pseudonym}",
+        "preference_id": f"{item.comparison_id}-{_origin(entry)}",
         "prompt_id": item.prompt_id,
         "domain": item.domain,
         "source": "annotation",
@@ -284,6 +325,13 @@ def _preference_row(entry: Entry, week: int, test_fraction: float) -> dict[str, 
         "rating": entry.rating,
         "safety_label": entry.safety_label,
     }
+
+
+def _origin(entry: Entry) -> str:
+    """What an item's labels and decisions differ in: a lead may label an item and decide it."""
+    if entry.kind == EntryKind.adjudication:
+        return f"decision-{entry.id}"
+    return entry.user.pseudonym
 
 
 def _plain(text: str) -> str:

@@ -1,18 +1,17 @@
 """A batch as records for other tools, and records of other tools as a batch."""
 
-import csv
 import hashlib
+import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotation.batches import BatchPlan, publish
+from annotation.batches import BatchPlan, items_named, publish
 from annotation.comparable import check_comparable
 from annotation.formats import argilla, flat, label_studio
 from annotation.formats.records import Record, RecordedLabel
@@ -27,11 +26,14 @@ from annotation.storage.schema import (
     SlotState,
     User,
 )
-from annotation.work_queue import current_labels, new_slot
+from annotation.work_queue import current_labels, is_uncorrected, new_slot
 from data_contracts.errors import UserError
 
 NO_PASSWORD = "!"
 """No hash is like it: an imported annotator cannot log in."""
+
+_OUR_PSEUDONYM = re.compile(r"annotator-[0-9a-f]{8}")
+"""As `accounts` gives them."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,18 @@ FORMATS = {
 
 
 def read_records(text: str, format_name: str, file: str) -> list[Record]:
-    """The records of a file; raises UserError, without quoting the file's text."""
+    """The records of a file, at least one.
+
+    Raises UserError that names file, place, comparison and field, without quoting the file's text.
+    """
+    wanted = format_named(format_name)
     try:
-        return format_named(format_name).read(text)
-    except ValidationError as error:
-        fields = sorted({".".join(str(part) for part in e["loc"]) for e in error.errors()})
-        problem = f"{file} is no file of the format {format_name}: check {', '.join(fields[:3])}"
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        problem = f"{file} is no file of the format {format_name}: {type(error).__name__}"
-    raise UserError(problem, "Give the format that the file has, or export it again")
+        found = wanted.read(text)
+    except UserError as error:
+        raise UserError(f"{file}, {error.problem}", error.remedy) from None
+    if not found:
+        raise UserError(f"{file} holds no comparison", "Give a file of at least one")
+    return found
 
 
 def format_named(name: str) -> Format:
@@ -112,23 +115,35 @@ def import_records(
 ) -> tuple[int, int]:
     """Publish records as a batch and keep their labels; (new items, new labels).
 
-    Importing a file again adds nothing. Annotators of the other tool become users who cannot log
-    in, known by a pseudonym.
+    Importing a file again adds nothing, nor does what was exported from here. Annotators of the
+    other tool become users who cannot log in, known by a pseudonym.
+
+    Raises UserError, with nothing written, where a comparison is of another week or has other
+    texts, and where an annotator's label here is another one.
     """
     rows = [record.comparison() for record in given]
     check_comparable(rows, "The import")
     _check_labels(given)
+    names = [record.comparison_id for record in given]
+    _check_week(items_named(session, names).values(), week)
     num_items = publish(session, week, rows, plan, now)
-    known = set(session.scalars(select(Entry.submission_id)))
-    num_labels = 0
-    for record in given:
-        item = session.scalars(select(Item).where(Item.comparison_id == record.comparison_id)).one()
-        for label in record.labels:
-            submission_id = _submission_id(record, label)
-            if submission_id not in known:
-                _add_label(session, item, label, submission_id, now)
-                num_labels += 1
-    return num_items, num_labels
+    items = items_named(session, names)
+    added = [
+        _add_label(session, items[record.comparison_id], label, now)
+        for record in given
+        for label in record.labels
+    ]
+    return num_items, sum(added)
+
+
+def _check_week(items: Iterable[Item], week: int) -> None:
+    for item in items:
+        if item.week != week:
+            raise UserError(
+                f"Comparison {item.comparison_id} is in week {item.week} already",
+                f"Import the file with --week {item.week} if it is of that week; else give the "
+                "comparison an id of its own",
+            )
 
 
 def _check_labels(given: list[Record]) -> None:
@@ -141,53 +156,99 @@ def _check_labels(given: list[Record]) -> None:
             )
 
 
-def _add_label(
-    session: Session, item: Item, label: RecordedLabel, submission_id: str, now: datetime
-) -> None:
+def _add_label(session: Session, item: Item, label: RecordedLabel, now: datetime) -> bool:
+    """Keep a label that is not here yet; returns whether it is new."""
     user = _annotator(session, label.annotator, now)
-    slot = _slot_for(session, item, user)
-    session.add(
-        Entry(
-            submission_id=submission_id,
-            kind=EntryKind.label,
-            item=item,
-            slot_id=slot.id,
-            user_id=user.id,
-            purpose=SlotPurpose.collect,
-            pick=label.pick,
-            rating=label.rating,
-            safety_label=label.safety_label,
-            edited_response=label.edited_response and without_nul(label.edited_response),
-            created_at=label.created_at or now,
-        )
-    )
-
-
-def _slot_for(session: Session, item: Item, user: User) -> Slot:
-    """A free slot of the item, now done; one more where all are taken."""
+    # locked first: whoever is at the item just now has labelled it before we look, or waits for us
     slots = session.scalars(
         select(Slot).where(Slot.item_id == item.id).order_by(Slot.number).with_for_update(of=Slot)
     ).all()
-    slot = next((slot for slot in slots if slot.state == SlotState.free), None)
+    entry = _entry(item, user, label, now)
+    if _is_here(session, item, entry, label):
+        return False
+    entry.slot_id = _slot_for(session, slots, item, user).id
+    session.add(entry)
+    return True
+
+
+def _entry(item: Item, user: User, label: RecordedLabel, now: datetime) -> Entry:
+    return Entry(
+        submission_id=_submission_id(item, label),
+        kind=EntryKind.label,
+        item_id=item.id,
+        user_id=user.id,
+        purpose=SlotPurpose.collect,
+        pick=label.pick,
+        rating=label.rating,
+        safety_label=label.safety_label,
+        edited_response=label.edited_response and without_nul(label.edited_response),
+        created_at=label.created_at or now,
+    )
+
+
+def _is_here(session: Session, item: Item, entry: Entry, label: RecordedLabel) -> bool:
+    """Whether a label is here, or was and has been taken back since.
+
+    Raises UserError where the label of that annotator that stands is another one.
+    """
+    history = session.execute(
+        select(Entry, is_uncorrected())
+        .where(Entry.item_id == item.id, Entry.user_id == entry.user_id)
+        .where(Entry.kind == EntryKind.label, Entry.purpose == SlotPurpose.collect)
+    ).all()
+    if any(
+        kept.submission_id == entry.submission_id
+        or (_said(kept) == _said(entry) and (stands or kept.created_at == label.created_at))
+        for kept, stands in history
+    ):
+        return True
+    if any(stands for _, stands in history):
+        raise UserError(
+            f"{label.annotator!r} has another label of comparison {item.comparison_id} here",
+            "A label is never overwritten: take this one out of the file. If the one that is here "
+            "is wrong, its annotator takes it back, or the lead decides the item",
+        )
+    return False
+
+
+def _said(entry: Entry) -> tuple[str | None, ...]:
+    return entry.pick, entry.rating, entry.safety_label, entry.edited_response
+
+
+def _slot_for(session: Session, slots: Sequence[Slot], item: Item, user: User) -> Slot:
+    """The slot of the item that the annotator holds, else a free one, now done; one more where all
+    are taken."""
+    own = [s for s in slots if s.holder_id == user.id and s.purpose == SlotPurpose.collect]
+    free = [slot for slot in slots if slot.state == SlotState.free]
+    slot = next(iter(own + free), None)
     if slot is None:
-        number = max((slot.number for slot in slots), default=0) + 1
-        slot = new_slot(item, number)
+        slot = new_slot(item, max((slot.number for slot in slots), default=0) + 1)
         session.add(slot)
-    slot.state, slot.holder_id = SlotState.done, user.id
+    slot.state = SlotState.retired if item.is_retired else SlotState.done
+    slot.holder_id, slot.held_until = user.id, None
     session.flush()
     return slot
 
 
 def _annotator(session: Session, name: str, at: datetime) -> User:
-    """The user with that pseudonym, or one of another tool."""
+    """The user with that pseudonym, or one of another tool.
+
+    A pseudonym of ours stays what it is: what goes from one database to another and back is known
+    there by it.
+    """
+    name = without_nul(name)
     username = f"imported:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     user = session.scalars(
-        select(User).where((User.pseudonym == name) | (User.username == username))
+        select(User)
+        .where((User.pseudonym == name) | (User.username == username))
+        .order_by(User.pseudonym != name)
+        .limit(1)
     ).one_or_none()
     if user is None:
+        is_ours = _OUR_PSEUDONYM.fullmatch(name)
         user = User(
             username=username,
-            pseudonym=f"annotator-{secrets.token_hex(4)}",
+            pseudonym=name if is_ours else f"annotator-{secrets.token_hex(4)}",
             role=Role.annotator,
             password_hash=NO_PASSWORD,
             is_active=False,
@@ -198,6 +259,6 @@ def _annotator(session: Session, name: str, at: datetime) -> User:
     return user
 
 
-def _submission_id(record: Record, label: RecordedLabel) -> str:
-    content = "\0".join([record.comparison_id, label.annotator, label.model_dump_json()])
+def _submission_id(item: Item, label: RecordedLabel) -> str:
+    content = "\0".join([item.comparison_id, label.annotator, label.model_dump_json()])
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,5 +1,7 @@
 """What an annotator says about an item: a choice with its rating, a skip, a flag, an undo."""
 
+import hashlib
+from collections.abc import Collection
 from datetime import datetime
 from functools import cache
 from typing import Any, Literal
@@ -40,6 +42,8 @@ class Answer(Contract):
     right_is_safe: bool | None = None
     edited_response: str | None = Field(default=None, max_length=100_000)
     """The chosen response, further improved by hand."""
+    shown: str | None = None
+    """`fingerprint` of the sides that were judged; None from where they cannot change places."""
 
     @field_validator("edited_response")
     @classmethod
@@ -58,13 +62,16 @@ class Pass(Contract):
 def submit(session: Session, user: User, slot_id: int, answer: Answer, now: datetime) -> Entry:
     """Keep an answer; the same submission again returns what was kept.
 
-    Raises NotYoursError when the slot has gone to somebody else, RefusedError for the safety
-    combination that the protocol leaves out.
+    Raises NotYoursError when the slot has gone to somebody else, when the same submission was kept
+    with another answer, or when the answer is to other sides than the slot's; RefusedError for the
+    safety combination that the protocol leaves out.
     """
     lock_user(session, user)
-    if earlier := _already_kept(session, user, answer.submission_id, slot_id, EntryKind.label):
-        return earlier
+    kinds = [EntryKind.label]
+    if earlier := _already_kept(session, user, answer.submission_id, kinds, slot_id=slot_id):
+        return _repeated(session, user, earlier, is_same=_says(earlier, answer))
     slot = held_slot(session, user, slot_id)
+    _check_shown(slot, answer)
     entry = _entry(slot, user, answer.submission_id, EntryKind.label, now)
     entry.pick = _picked(answer.side, slot.is_swapped)
     entry.rating = answer.rating
@@ -79,12 +86,14 @@ def submit(session: Session, user: User, slot_id: int, answer: Answer, now: date
 def pass_on(session: Session, user: User, slot_id: int, passed: Pass, now: datetime) -> Entry:
     """Skip or flag an item; it goes to somebody else. Raises as `submit`."""
     lock_user(session, user)
-    kind = EntryKind(passed.kind)
-    if earlier := _already_kept(session, user, passed.submission_id, slot_id, kind):
-        return earlier
+    kinds = [EntryKind.skip, EntryKind.flag]
+    reason = without_nul(passed.reason)
+    if earlier := _already_kept(session, user, passed.submission_id, kinds, slot_id=slot_id):
+        is_same = (earlier.kind, earlier.reason) == (passed.kind, reason)
+        return _repeated(session, user, earlier, is_same)
     slot = held_slot(session, user, slot_id)
-    entry = _entry(slot, user, passed.submission_id, kind, now)
-    entry.reason = without_nul(passed.reason)
+    entry = _entry(slot, user, passed.submission_id, EntryKind(passed.kind), now)
+    entry.reason = reason
     release(slot)
     session.add(entry)
     return entry
@@ -96,7 +105,7 @@ def undo(session: Session, user: User, submission_id: str, now: datetime) -> Slo
     Raises RefusedError when there is none, or when it has gone out with a batch.
     """
     lock_user(session, user)
-    if earlier := _already_kept(session, user, submission_id, None, EntryKind.undo):
+    if earlier := _already_kept(session, user, submission_id, [EntryKind.undo]):
         return session.get_one(Slot, earlier.slot_id)
     last = last_label(session, user)
     if last is None:
@@ -173,8 +182,9 @@ def adjudicate(session: Session, lead: User, item: Item, answer: Answer, now: da
 
     Raises RefusedError for an item that is never delivered, and as `submit` does.
     """
-    if earlier := _already_kept(session, lead, answer.submission_id, None, EntryKind.adjudication):
-        return earlier
+    kinds = [EntryKind.adjudication]
+    if earlier := _already_kept(session, lead, answer.submission_id, kinds, item_id=item.id):
+        return _repeated(session, lead, earlier, is_same=_says(earlier, answer))
     if item.gold_pick is not None or item.is_retired:
         raise RefusedError(
             "Not saved: this item checks annotators, or was taken out, and is never delivered",
@@ -207,6 +217,19 @@ def adjudication(session: Session, item: Item) -> Entry | None:
     ).one_or_none()
 
 
+def sides(item: Item, is_swapped: bool) -> dict[str, str]:
+    """The two responses as a holder sees them; which model wrote which is not told."""
+    if is_swapped:
+        return {"left": item.response_b, "right": item.response_a}
+    return {"left": item.response_a, "right": item.response_b}
+
+
+def fingerprint(shown: dict[str, str]) -> str:
+    """Of the sides on a page, for its form to send back: 64 hexadecimal digits that say no more
+    about them than the page does."""
+    return hashlib.sha256(f"{shown['left']}\0{shown['right']}".encode()).hexdigest()
+
+
 def as_typed(text: str) -> str:
     """Text from a form as its writer saw it: a form sent without script has every line end as
     CR LF, which a model would learn as the mark of human writing."""
@@ -223,17 +246,74 @@ def _picked(side: Side, is_swapped: bool) -> Pick:
 
 
 def _already_kept(
-    session: Session, user: User, submission_id: str, slot_id: int | None, kind: EntryKind
+    session: Session,
+    user: User,
+    submission_id: str,
+    kinds: Collection[EntryKind],
+    slot_id: int | None = None,
+    item_id: int | None = None,
 ) -> Entry | None:
     """The entry of a submission that arrived before; the lock on the user puts two copies that
-    arrive at once one after the other."""
+    arrive at once one after the other. Raises NotYoursError when it was for something else."""
     entry = session.scalars(select(Entry).where(Entry.submission_id == submission_id)).one_or_none()
     if entry is None:
         return None
-    is_same_slot = slot_id is None or slot_id == entry.slot_id
-    if entry.user_id != user.id or entry.kind != kind or not is_same_slot:
+    is_same_place = slot_id in (None, entry.slot_id) and item_id in (None, entry.item_id)
+    if entry.user_id != user.id or entry.kind not in kinds or not is_same_place:
         raise NotYoursError("This submission was used for another item", "Load the page again")
     return entry
+
+
+def _repeated(session: Session, user: User, earlier: Entry, is_same: bool) -> Entry:
+    """The entry of a submission that comes again and says the same.
+
+    Whoever sent another one, because no answer came to the first, would take it for saved: raises
+    NotYoursError, and also when the entry does not stand any more.
+    """
+    if session.scalar(select(exists().where(Entry.corrects == earlier.id))):
+        raise NotYoursError(
+            "Not saved: what this page sent first was taken back or replaced since",
+            "Load the page again",
+        )
+    if not is_same:
+        raise NotYoursError(
+            "Not saved: your first answer to this item had been kept, and this one is different",
+            _way_on(session, user, earlier),
+        )
+    return earlier
+
+
+def _way_on(session: Session, user: User, kept: Entry) -> str:
+    if kept.kind == EntryKind.adjudication:
+        return "Decide again here if the first answer was wrong"
+    if last_label(session, user) is kept:
+        return (
+            "Press u (Undo my last label) to take it back and choose again, or go on with the "
+            "next one"
+        )
+    return "Go on with the next one; tell your lead if the first answer was wrong"
+
+
+def _says(kept: Entry, answer: Answer) -> bool:
+    """Whether an entry is what an answer would become."""
+    try:
+        safety = safety_label(kept.item.domain, answer)
+    except RefusedError:  # never kept, so what was kept is another one
+        return False
+    pick = _picked(answer.side, is_swapped=bool(kept.was_swapped))
+    said = (pick, answer.rating, safety, answer.edited_response)
+    return said == (kept.pick, kept.rating, kept.safety_label, kept.edited_response)
+
+
+def _check_shown(slot: Slot, answer: Answer) -> None:
+    """Sides are drawn again when an item goes to the next holder, who may be the same one again
+    while an older page is still open: its "left" may be the slot's right."""
+    if answer.shown not in (None, fingerprint(sides(slot.item, slot.is_swapped))):
+        raise NotYoursError(
+            "Not saved: you have been given this item anew since this page was loaded, and its "
+            "responses may have changed sides",
+            "Load the page again and choose there",
+        )
 
 
 def _entry(slot: Slot, user: User, submission_id: str, kind: EntryKind, now: datetime) -> Entry:

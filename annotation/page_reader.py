@@ -12,6 +12,8 @@ class WorkPage:
     category: str | None = None
     csrf: str = ""
     submission_id: str = ""
+    shown: str = ""
+    """Which sides the page shows, for its form to send back."""
     undo_id: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
     left: str = ""
@@ -78,5 +80,7 @@ class _Reader(HTMLParser):
             self.page.csrf = value
         elif name == "submission_id" and self._form.endswith("/label"):
             self.page.submission_id = value
+        elif name == "shown" and self._form.endswith("/label"):
+            self.page.shown = value
         elif name == "submission_id" and self._form == "/undo":
             self.page.undo_id = value

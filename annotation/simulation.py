@@ -156,7 +156,7 @@ class SimulatedAnnotator:
             return {**form, "kind": "skip", "reason": "cannot be compared"}
         label = labels[0]
         side = "left" if label["chosen"] == page.left else "right"
-        form["choice"] = f"{side}-{label['rating']}"
+        form |= {"choice": f"{side}-{label['rating']}", "shown": page.shown}
         return form | _safety_fields(side, label["safety_label"])
 
     def _send(self, method: str, path: str, form: dict[str, str] | None = None) -> httpx.Response:

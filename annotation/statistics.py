@@ -53,7 +53,8 @@ class Judgement:
 
 
 def judgements(session: Session, week: int, user: User | None = None) -> list[Judgement]:
-    """All standing labels of a batch, or one user's, in order of submission."""
+    """All standing labels of a batch, or one user's, in order of submission; none of items that
+    were taken out."""
     whose = true() if user is None else Entry.user_id == user.id
     rows = session.execute(
         select(
@@ -70,7 +71,7 @@ def judgements(session: Session, week: int, user: User | None = None) -> list[Ju
         )
         .join_from(Entry, Item, Entry.item_id == Item.id)
         .join(User, Entry.user_id == User.id)
-        .where(Item.week == week, current_labels(), whose)
+        .where(Item.week == week, ~Item.is_retired, current_labels(), whose)
         .order_by(Entry.id)
     )
     return [Judgement(*row) for row in rows]
@@ -132,7 +133,8 @@ def annotator_row(name: str, own: Sequence[Judgement]) -> AnnotatorRow:
 
 
 def _median_seconds(own: Sequence[Judgement]) -> float | None:
-    gaps = [b.at - a.at for a, b in pairwise(own)]
+    # labels of another tool come in as its file has them, not in the order of their times
+    gaps = [b - a for a, b in pairwise(sorted(label.at for label in own))]
     looks = [gap.total_seconds() for gap in gaps if gap <= LONGEST_LOOK]
     return median(looks) if looks else None
 

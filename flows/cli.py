@@ -29,6 +29,7 @@ from flows.cli_options import (
     SetOption,
     VersionsOption,
     chosen_recipe,
+    exists,
     opened,
     paragraphs,
     wide_console,
@@ -37,6 +38,7 @@ from flows.environment import places, prepare
 
 if TYPE_CHECKING:
     from flows.cascade import Rerun
+    from flows.gates import Verdict
     from flows.recipe import Recipe
 
 app = typer.Typer(
@@ -115,11 +117,13 @@ def run(
 
 def _run(recipe: "Recipe", home: str | None, force: list[str]) -> None:
     where = places(home)
-    store, ledger = opened(where)
     from flows.occupied import occupied, refuse_other_product
+    from flows.planner import refuse_unknown
     from flows.report import print_report
     from flows.server import begin_api, server_errors_explained
 
+    refuse_unknown(recipe, force)
+    store, ledger = opened(where)
     with occupied(store):
         refuse_other_product(where, recipe)
         prepare(where)
@@ -167,11 +171,16 @@ def stage(
     where = places(home)
     chosen = chosen_recipe(recipe, set_, where, data, seed, None, num_processes)
     from flows.cascade import rerun
+    from flows.gates import settle
+    from flows.numbering import LAST_STAGE
     from flows.occupied import claim, occupied
+    from flows.planner import as_far_as_begun
     from flows.runner import Walk, find_nodes
     from flows.server import use_standing
 
     use_standing(where)
+    if exists(where):
+        chosen = as_far_as_begun(chosen, opened(where)[1])
     wanted = find_nodes(chosen, f"{name}-{domain}" if domain else name, version)
     with occupied(opened(where)[0]):
         claim(where, chosen, keep=True)
@@ -180,6 +189,8 @@ def stage(
         with walk.tracker:
             for done in rerun(wanted, walk, force=force, cascade=cascade):
                 _print_rerun(done)
+                if done.result.node.stage == LAST_STAGE:
+                    _print_verdict(settle(walk, done.result.node.id.version))
 
 
 def _print_rerun(done: "Rerun") -> None:
@@ -187,13 +198,25 @@ def _print_rerun(done: "Rerun") -> None:
     for role, ref in done.result.manifest.outputs.items():
         console.print(f"{done.result.node.id}:{role} {ref.digest}", soft_wrap=True)
     if done.before is not None and not done.result.reused:
-        console.print(
-            "  the same digests as before: everything downstream stays valid"
-            if done.is_same
-            else "  not the digests of before"
-        )
+        console.print(f"  {_compared(done)}")
     for node, reason in done.stale.items():
         console.print(f"  stale: {node}, since {reason}", soft_wrap=True)
+
+
+def _compared(done: "Rerun") -> str:
+    if not done.is_same:
+        return "not the digests of before"
+    # what an earlier command left stale, is
+    valid = "" if done.stale else ": everything downstream stays valid"
+    return f"the same digests as before{valid}"
+
+
+def _print_verdict(verdict: "Verdict") -> None:
+    console = Console(highlight=False)
+    passed = ", ".join(verdict.promoted()) or "none"
+    console.print(f"Gates of v{verdict.version} passed by: {passed}", soft_wrap=True)
+    for gate in verdict.failed():
+        console.print(f"  failed: {gate}", soft_wrap=True)
 
 
 @app.command()

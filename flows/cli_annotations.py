@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from annotation.storage.database import Database
+    from flows.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +40,9 @@ DatabaseOption = Annotated[
         help="postgresql://… or sqlite:///FILE. Without it: a SQLite file in the home.",
     ),
 ]
-WeekOption = Annotated[int, typer.Option("--week", min=1, help="The iteration that it is for.")]
+WeekOption = Annotated[
+    int, typer.Option("--week", min=1, max=2**31 - 1, help="The iteration that it is for.")
+]
 FormatOption = Annotated[
     str, typer.Option("--format", help="preferences, jsonl, csv, label_studio or argilla.")
 ]
@@ -55,7 +58,7 @@ def _database(where: Places, url: str | None) -> "Database":
 @paragraphs
 def serve(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port")] = 8400,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
     settings: Annotated[
         Path | None, typer.Option("--settings", help="YAML or JSON: product, live_models, …")
     ] = None,
@@ -180,14 +183,18 @@ def _gold(file: Path | None, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     if file is None:
         return {}
-    try:
-        lines = [json.loads(line) for line in _text(file).splitlines() if line.strip()]
-        answers = {line["comparison_id"]: Pick(line["pick"]) for line in lines}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{file} is no list of gold answers",
-            'Write one {"comparison_id": …, "pick": "a" or "b"} on each line',
-        ) from None
+    answers = {}
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            answer = json.loads(line)
+            answers[answer["comparison_id"]] = Pick(answer["pick"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"{file}, line {number}: this is no gold answer",
+                'Write one {"comparison_id": …, "pick": "a" or "b"} on each line',
+            ) from None
     unknown = set(answers) - {row["comparison_id"] for row in rows}
     if unknown:
         raise UserError(
@@ -203,12 +210,22 @@ def export(
     week: WeekOption,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Default: HOME/annotation/deliveries/vN.parquet."),
+        typer.Option(
+            "--output",
+            help="Default: where the home's recipe awaits it (collect_preferences.deliveries), "
+            "else HOME/annotation/deliveries/vN.parquet.",
+        ),
     ] = None,
     format_: FormatOption = "preferences",
     test_fraction: Annotated[
-        float, typer.Option("--test-fraction", min=0, max=1, help="Share of prompts held out.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            "--test-fraction",
+            min=0,
+            max=1,
+            help="Share of prompts held out. Default: the home's recipe's, else 0.1.",
+        ),
+    ] = None,
     database: DatabaseOption = None,
     home: HomeOption = None,
 ) -> None:
@@ -229,9 +246,34 @@ def export(
         write_durably(file, text.encode())
         typer.echo(str(file))
         return
-    file = output or where.local / "annotation" / "deliveries" / f"v{week}.parquet"
-    count = deliver_labels(_database(where, database), week, file, test_fraction)
+    file = output or _awaited_file(where, week)
+    held_out = _test_fraction(where) if test_fraction is None else test_fraction
+    count = deliver_labels(_database(where, database), week, file, held_out)
     typer.echo(f"{file}: {count} preferences")
+
+
+def _awaited_file(where: Places, week: int) -> Path:
+    """Where the home's recipe awaits a week's labels, if it does, or else in the home."""
+    from flows.label_weeks import delivery_file
+
+    recipe = _recipe_of(where)
+    awaited = delivery_file(recipe, week) if recipe else None
+    return awaited or where.local / "annotation" / "deliveries" / f"v{week}.parquet"
+
+
+def _test_fraction(where: Places) -> float:
+    """Share of prompts that the home's recipe holds out; a recipe's default without one."""
+    from stages.collect_preferences import CollectPreferencesSettings
+
+    recipe = _recipe_of(where)
+    settings = recipe.collect_preferences if recipe else CollectPreferencesSettings()
+    return settings.test_fraction
+
+
+def _recipe_of(where: Places) -> "Recipe | None":
+    from flows.recipe import load_recipe
+
+    return load_recipe(str(where.recipe)) if where.recipe.is_file() else None
 
 
 _SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "label_studio": "json", "argilla": "json"}

@@ -1,5 +1,6 @@
 """What the `rlhf` commands share: their options, the recipe and the home they mean, and errors."""
 
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from data_contracts.durable import disk_full, is_disk_full
+from data_contracts.durable import disk_error, disk_full, is_disk_full
 from data_contracts.errors import UserError
 from flows.environment import Places, places
 from stages.runtime.stopping import Stopped
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_DISK_FAULTS = (errno.EROFS, errno.EIO)
+_REFUSALS = (errno.EACCES, errno.EPERM)
 _FILE_WIDTH = 140
 """Columns of a table that goes to a file or a pipe."""
 
@@ -105,11 +108,23 @@ def paragraphs(command: Callable[..., None]) -> Callable[..., None]:
             Console(stderr=True).print("Interrupted; the same command goes on from here.")
             raise typer.Exit(INTERRUPTED) from None
         except OSError as error:
-            if not is_disk_full(error):
+            explained = _explained(error, places(kwargs.get("home")).local)
+            if explained is None:
                 raise
-            _fail(str(disk_full("write below", places(kwargs.get("home")).local)))
+            _fail(str(explained))
 
     return guarded
+
+
+def _explained(error: OSError, home: Path) -> UserError | None:
+    """The paragraph for a disk that is full, read-only, broken, or not this user's; None for any
+    other error, and for a refusal that names no file: a port or a process may be behind it."""
+    if is_disk_full(error):
+        return disk_full("write below", home)
+    named = Path(error.filename) if isinstance(error.filename, str) else None
+    if error.errno in _DISK_FAULTS or (error.errno in _REFUSALS and named):
+        return disk_error("use", named or home, error)
+    return None
 
 
 def _fail(paragraph: str) -> None:

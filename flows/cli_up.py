@@ -16,10 +16,11 @@ from flows.cli_options import (
     RecipeOption,
     SetOption,
     chosen_recipe,
+    opened,
     paragraphs,
 )
 from flows.environment import Places, places, prepare
-from flows.standing.addresses import LOOPBACK, Addresses, secret_of
+from flows.standing.addresses import CLIENT_SECRET_VARIABLE, LOOPBACK, Addresses, secret_of
 
 _DOWN_SECONDS = 180.0
 """A stage may take half a minute to save, and each program has its own grace."""
@@ -77,12 +78,14 @@ def up(
     _check_webhook(webhook)
     at.check(secret)
     from flows.occupied import claim
+    from flows.planner import as_far_as_begun
     from flows.standing.programs import POOLS, environment_of, stage_pools, user_variables
     from flows.standing.up import Servers
 
     if chosen.data_dir is None:  # workers run in folders of their own
         chosen = chosen.model_copy(update={"data_dir": Path.cwd()})
-    claim(where, chosen)
+    # the weekly iterations go on beyond the file's num_versions, and the home's recipe with them
+    claim(where, as_far_as_begun(chosen, opened(where)[1]))
     prepare(where)
     console = Console(highlight=False)
 
@@ -94,6 +97,8 @@ def up(
             f"Workers      {', '.join(pools)}",
             f"Schedule     {cron} ({timezone}), rlhf-iteration/weekly",
             f"Logs         {where.local / 'logs'}",
+            f"For prefect  export PREFECT_API_URL={at.api}"
+            + (f" {CLIENT_SECRET_VARIABLE}=NAME:PASSWORD" if secret else ""),
             "Ctrl-C or `rlhf down` ends all of it.",
         ):
             console.print(line, soft_wrap=True, markup=False)

@@ -1,9 +1,10 @@
 """`rlhf history`, `rollback`, `fsck`, `gc` and `stop`: looking after a home."""
 
+import errno
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,12 +113,13 @@ def _stale(where: Places, store: "Store") -> dict[str, str]:
 def fsck(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check that ledger, manifests, objects and checkpoints agree; hashes every file.
 
-    Each finding names the file and what to do. Exit code 1 when there is any. Changes nothing.
+    Each finding names the file and what to do. Exit code 1 when there is any. Changes nothing, so
+    the home may be mounted read-only.
     """
     from flows.fsck import inspect
 
     where = places(home)
-    with _at_rest(where) as store:
+    with _at_rest(where, changes_nothing=True) as store:
         seen = inspect(store, where)
     if as_json:
         print_json(asdict(seen))
@@ -138,6 +140,14 @@ def gc(
     older_than: Annotated[
         float, typer.Option("--older-than", min=0, help="Days that younger things are kept.")
     ] = 7,
+    unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--unfinished",
+            help="Also what runs that stopped or failed would resume from, where the recipe's next "
+            "run does not; without it that is kept for a week at least.",
+        ),
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Remove what nothing needs: results without a version, old attempts, dead checkpoints.
@@ -145,8 +155,9 @@ def gc(
     \b
     - `rlhf gc --dry-run`
 
-    Kept is what a head, its history or a registered model needs, and what the recipe's next run
-    would resume from. Refuses while anybody is at work in the home.
+    Kept is what a head, its history or a registered model needs, what the recipe's next run would
+    resume from, and for a week what any other run would that stopped or failed: it is listed.
+    Refuses while anybody is at work in the home.
     """
     from flows.garbage import find_garbage
     from flows.garbage import remove as remove_garbage
@@ -155,14 +166,17 @@ def gc(
 
     where = places(home)
     use_standing(where)  # its MLflow may have another database than the home's
-    with _at_rest(where) as store:
+    with _at_rest(where, changes_nothing=dry_run) as store:
         registered = registered_digests(where)
-        garbage = find_garbage(store, registered, _planned(where, store), older_than)
+        planned = _planned(where, store)
+        found = find_garbage(store, registered, planned, older_than, unfinished)
         if not dry_run:
-            remove_garbage(store, garbage)
-    for item in garbage:
+            remove_garbage(store, found.garbage)
+    for item in found.garbage:
         typer.echo(f"{item.name}  {_megabytes(item.num_bytes)}  {item.reason}")
-    total = _megabytes(sum(item.num_bytes for item in garbage))
+    for item in found.kept:
+        typer.echo(f"{item.name}  {_megabytes(item.num_bytes)}  kept: {item.reason}")
+    total = _megabytes(sum(item.num_bytes for item in found.garbage))
     typer.echo(f"{'would free' if dry_run else 'freed'} {total}")
 
 
@@ -224,22 +238,38 @@ def _at_work(store: "Store") -> dict[str, str]:
 
 
 @contextmanager
-def _at_rest(where: Places) -> "Iterator[Store]":
+def _at_rest(where: Places, changes_nothing: bool = False) -> "Iterator[Store]":
     """The home's store, in which nobody else works during the block.
+
+    What `changes_nothing` is let into a home that cannot be written, without its lock: whoever
+    works there from another place is only seen at the beginning.
 
     Raises UserError that names the process when somebody does, or when there is no home.
     """
     from flows.occupied import occupied
 
     store = _store_of(where)
-    with occupied(store):
+    with ExitStack() as held:
+        is_locked = True
+        try:
+            held.enter_context(occupied(store))
+        except UserError as error:
+            if not (changes_nothing and _cannot_write(error)):
+                raise
+            is_locked = False
         for name, owner in _at_work(store).items():
-            if name != _RUNS:
+            if name != _RUNS or not is_locked:
                 raise UserError(
                     f"{owner[0].upper()}{owner[1:]} is at work on {name[:_SHORT]} in {store.home}",
                     "Wait until it ends, or end it with `rlhf stop`",
                 )
         yield store
+
+
+def _cannot_write(error: UserError) -> bool:
+    """Whether a file could not be opened because nothing may be written there."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
 
 
 def _store_of(where: Places) -> "Store":

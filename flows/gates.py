@@ -8,6 +8,8 @@ The independent judge decides where there is one, else the reward models.
 """
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,12 @@ from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Store
-from flows.graph import policy_label, reward_model_name
-from flows.node import version_label
+from flows.graph import base_nodes, policy_label, reward_model_name, version_nodes
+from flows.models import model_digests
+from flows.node import BASE, Node, version_label
+from flows.numbering import is_complete
 from flows.report import Heads
+from flows.runner import Walk
 
 POLICY = "policy"
 _EVEN = 0.5
@@ -45,10 +50,14 @@ class Verdict(Contract):
 
     version: int
     gates: tuple[Gate, ...]
+    digests: dict[str, str] = {}
+    """Of the models that were judged, by registered name; older records do not say."""
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that stand for this very verdict."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        # without defaults, an older record has the digest by which a person was asked about it
+        content = self.model_dump_json(exclude_defaults=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def failed(self) -> list[Gate]:
         """The gates that hold a model back."""
@@ -59,6 +68,11 @@ class Verdict(Contract):
         models = dict.fromkeys(gate.model for gate in self.gates)
         return [m for m in models if all(g.passed for g in self.gates if g.model == m)]
 
+    def judged(self, name: str, digest: str | None) -> bool:
+        """Whether a model, by registered name and digest, is the one that was judged. Of an older
+        record, which does not say, any model may be."""
+        return digest is not None and self.digests.get(name, digest) == digest
+
 
 @dataclass(frozen=True)
 class _Rate:
@@ -67,15 +81,55 @@ class _Rate:
     high: float
 
 
-def judge(store: Store, ledger: Ledger, version: int) -> Verdict:
-    """Measure every gate of an iteration that is complete.
+def settle(walk: Walk, version: int) -> Verdict:
+    """Judge a complete iteration, record the verdict, and move the champions that it names: now, or
+    when MLflow is back, at the end of the walk."""
+    digests = model_digests(walk.recipe, walk.ledger, version)
+    verdict = judge(walk.store, walk.ledger, version, digests)
+    record(walk.store, verdict)
+    walk.tracker.promote(version, {name: digests[name] for name in verdict.promoted()})
+    return verdict
+
+
+def catch_up(walk: Walk, version: int) -> None:
+    """Let MLflow have what it missed of the base and of the complete iterations before `version`:
+    stages, models, and the champions of the verdicts on them. It gets it with the walk's records.
+    """
+    for earlier in range(version):
+        if earlier == BASE or is_complete(walk.ledger, earlier):
+            for node in version_nodes(walk.recipe, earlier) if earlier else base_nodes(walk.recipe):
+                _remember(walk, node)
+            _promote_late(walk, earlier)
+
+
+def _remember(walk: Walk, node: Node) -> None:
+    key = walk.ledger.head(node.id.version, node.id.name)
+    manifest = walk.store.recorded(key) if key else None
+    if manifest is not None:
+        walk.tracker.remember(node, manifest, walk.store)
+
+
+def _promote_late(walk: Walk, version: int) -> None:
+    with suppress(ValueError):  # a damaged verdict moves nothing, and holds nothing up
+        if (verdict := _find_verdict(walk.store, version)) is None:
+            return
+        heads = model_digests(walk.recipe, walk.ledger, version)
+        passed = {name: heads.get(name) for name in verdict.promoted() if name in verdict.digests}
+        digests = {n: d for n, d in passed.items() if d is not None and verdict.judged(n, d)}
+        if digests:
+            walk.tracker.promote_late(version, digests)
+
+
+def judge(store: Store, ledger: Ledger, version: int, digests: Mapping[str, str]) -> Verdict:
+    """Measure every gate of an iteration that is complete; `digests` are its models', by name.
 
     A first reward model has nothing to be compared with and passes; a policy without a win rate
     over the version before has no gate and so is not promoted.
     """
     heads = Heads(store, ledger)
     gates = [gate for domain in Domain for gate in _reward_model_gates(heads, version, domain)]
-    return Verdict(version=version, gates=(*gates, *_policy_gates(heads, version)))
+    gates += _policy_gates(heads, version)
+    return Verdict(version=version, gates=tuple(gates), digests=dict(digests))
 
 
 def record(store: Store, verdict: Verdict) -> None:
@@ -91,7 +145,9 @@ class Override(Contract):
     verdict: str
     """Its digest."""
     promoted: dict[str, str]
-    """Digest of each model, by registered name."""
+    """Digest of each model that has become the champion, by registered name."""
+    kept: dict[str, str] = {}
+    """Why the champion stayed although the person named another model, by registered name."""
     by: str
     reason: str
     at: str
@@ -103,12 +159,17 @@ def read_verdict(store: Store, version: int) -> Verdict:
 
     Raises UserError when there is none.
     """
-    content = store.read(f"gates/{version_label(version)}.json")
-    if content is None:
+    verdict = _find_verdict(store, version)
+    if verdict is None:
         raise UserError(
             f"RLHF-V{version} has not been judged in {store.home}", "Run the iteration to its end"
         )
-    return Verdict.model_validate_json(content)
+    return verdict
+
+
+def _find_verdict(store: Store, version: int) -> Verdict | None:
+    content = store.read(f"gates/{version_label(version)}.json")
+    return None if content is None else Verdict.model_validate_json(content)
 
 
 def record_override(store: Store, override: Override) -> None:

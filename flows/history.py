@@ -41,9 +41,11 @@ def list_history(
         store: the home.
         version: only this version, 0 for the base.
         stage: only this stage (reward_model) or node (reward_model-safety).
+
+    Raises UserError when a version or a stage is asked for that has no history.
     """
     ledger = Ledger(store)
-    return [
+    rows = [
         _row(v, node, entry, entry is entries[-1])
         for v in ledger.versions()
         if version in (None, v)
@@ -52,6 +54,20 @@ def list_history(
         for entries in [ledger.history(v, node)]
         for entry in entries
     ]
+    asked = [part for part in (stage, _name_of(version)) if part]
+    if asked and not rows:
+        raise _no_history(store, " of ".join(asked))
+    return rows
+
+
+def _name_of(version: int | None) -> str | None:
+    return None if version is None else iteration_name(version)
+
+
+def _no_history(store: Store, where: str) -> UserError:
+    return UserError(
+        f"{where} has no history in {store.home}", "`rlhf history` shows what there is"
+    )
 
 
 def is_of_stage(node: str, stage: str) -> bool:
@@ -83,9 +99,7 @@ def roll_back(store: Store, version: int, stage: str, digest: str) -> Rollback:
     where = f"{stage} of {iteration_name(version)}"
     nodes = [node for node in ledger.nodes(version) if is_of_stage(node, stage)]
     if not nodes:
-        raise UserError(
-            f"{where} has no history in {store.home}", "`rlhf history` shows what there is"
-        )
+        raise _no_history(store, where)
     found = {node: list(_named(ledger.history(version, node), digest)) for node in nodes}
     found = {node: entries for node, entries in found.items() if entries}
     names = {name for entries in found.values() for name, _ in entries}

@@ -1,7 +1,6 @@
 """The Prefect flow of one iteration, RLHF-Vn: from sampling pairs to evaluation."""
 
 import logging
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,17 +13,17 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 from data_contracts.artifacts import ArtifactRef
+from data_contracts.errors import UserError
 from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
 from flows.environment import places, prepare
-from flows.gates import Verdict, judge, record
+from flows.gates import Verdict, catch_up, settle
 from flows.graph import base_nodes, version_nodes
 from flows.label_weeks import delivery_file, publish_comparisons
-from flows.models import MODEL, model_nodes
-from flows.node import BASE, Node, NodeId, Output, version_label
-from flows.numbering import take_number, week_of
+from flows.node import BASE, Node, version_label
+from flows.numbering import next_version, take_number, week_of
 from flows.occupied import claim, occupied
 from flows.pins import pin, read_pins
-from flows.planner import head_manifest
+from flows.planner import as_far_as_begun, head_manifest, refuse_unknown
 from flows.recipe import Recipe, load_recipe, validated
 from flows.runner import NodeResult, Walk
 from flows.stage_runs import on_pools
@@ -73,6 +72,7 @@ def rlhf_iteration(
                 return Completed(name=SKIPPED, message=message)
         if pinned is None:
             _begin(walk, version, force or [])
+            catch_up(walk, version)  # a run of the whole recipe walks them all anyway
         return _walk_version(walk, version, force or [], given)
 
 
@@ -89,14 +89,32 @@ def _take_number(walk: Walk) -> tuple[int, bool]:
 
 def _begin(walk: Walk, version: int, force: list[str]) -> None:
     """An iteration that no run of the whole recipe has begun: the home is for its recipe, which
-    goes at least so far, and what is missing of the base is made."""
-    num_versions = max(version, walk.recipe.num_versions)
-    walk.recipe = walk.recipe.model_copy(update={"num_versions": num_versions})
+    goes at least so far, and what is missing of the base is made.
+
+    Raises UserError, and leaves the home's recipe as it is, when the version before has not begun
+    or a name in `force` means no node.
+    """
+    _refuse_to_skip(walk, version)
+    recipe = as_far_as_begun(walk.recipe, walk.ledger)
+    num_versions = max(version, recipe.num_versions)
+    walk.recipe = recipe.model_copy(update={"num_versions": num_versions})
+    refuse_unknown(walk.recipe, force)
     claim(walk.where, walk.recipe)
     if version != BASE:
         for node in base_nodes(walk.recipe):
             if head_manifest(node.id, walk.store, walk.ledger) is None:
                 run_task(node, walk, force)
+
+
+def _refuse_to_skip(walk: Walk, version: int) -> None:
+    """Raise UserError for an iteration whose predecessor, which it goes on from, is not there."""
+    before = version - 1
+    if before > BASE and before not in walk.ledger.versions():
+        raise UserError(
+            f"RLHF-V{version} goes on from RLHF-V{before}, which has not begun in "
+            f"{walk.where.home}",
+            f"The next one is RLHF-V{next_version(walk.ledger)}: leave out the version to run it",
+        )
 
 
 def _walk_version(
@@ -126,28 +144,18 @@ def _awaited(node: Node, walk: Walk) -> str:
         return ""
     publish_comparisons(walk, node.id.version, datetime.now(UTC))
     return (
-        f"The comparisons of RLHF-V{node.id.version} are on the annotation page; "
-        f"`rlhf annotations export --week {node.id.version}`, or watch-annotations of `rlhf up`, "
-        "delivers the labels"
+        f"The comparisons of RLHF-V{node.id.version} are on the annotation page, and their labels "
+        f"are awaited in {file}: `rlhf annotations export --week {node.id.version} "
+        f"--home {walk.where.home}`, or watch-annotations of `rlhf up`, delivers them there"
     )
 
 
 def pass_gates(walk: Walk, version: int) -> None:
     """Judge a complete iteration, record the verdict, and move the champions that it names."""
-    verdict = judge(walk.store, walk.ledger, version)
-    record(walk.store, verdict)
+    verdict = settle(walk, version)
     publish_gates(verdict)
-    walk.tracker.promote(version, model_digests(walk, version, verdict.promoted()))
     if verdict.failed() and deployment.id:
         ask_for_override(verdict)
-
-
-def model_digests(walk: Walk, version: int, names: Iterable[str]) -> dict[str, str]:
-    """Digest of each of an iteration's models, by the name that it is registered under."""
-    models = model_nodes(walk.ledger, version)
-    return {
-        name: walk.resolve(Output(NodeId(version, models[name]), MODEL)).digest for name in names
-    }
 
 
 def ask_for_override(verdict: Verdict) -> None:

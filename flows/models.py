@@ -1,5 +1,7 @@
-"""The models of a home, and its board: what each version stands on, read from the ledger alone."""
+"""The models of a home, and its board: what each version stands on, by the ledger. Which model is a
+version's policy, the recipe says."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,8 +10,10 @@ from data_contracts.errors import UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
-from flows.graph import reward_model_name
+from flows.environment import places
+from flows.graph import policy, reward_model_name
 from flows.node import BASE
+from flows.recipe import Recipe, load_recipe
 
 MODEL = "model"
 _BASE_MODELS = {"base": "pretrain", "sft": "sft"}
@@ -49,9 +53,10 @@ class StatusRow:
 
 def list_models(store: Store, ledger: Ledger) -> list[ModelRow]:
     """Every model of every version whose files are intact."""
+    recipe = _recipe_of(store)
     rows = []
     for version in ledger.versions():
-        for name, node in model_nodes(ledger, version).items():
+        for name, node in _model_nodes(recipe, ledger, version).items():
             key = ledger.head(version, node)
             manifest = store.manifest(key) if key else None
             if manifest is not None:
@@ -59,12 +64,34 @@ def list_models(store: Store, ledger: Ledger) -> list[ModelRow]:
     return rows
 
 
-def model_nodes(ledger: Ledger, version: int) -> dict[str, str]:
+def model_digests(recipe: Recipe, ledger: Ledger, version: int) -> dict[str, str]:
+    """Digest of each model that an iteration of a recipe has made, by its registered name."""
+    heads = {
+        name: ledger.history(version, node)
+        for name, node in _iteration_models(policy(recipe, version).node.name).items()
+    }
+    return {name: head[-1].outputs[MODEL].digest for name, head in heads.items() if head}
+
+
+def _model_nodes(recipe: Recipe | None, ledger: Ledger, version: int) -> dict[str, str]:
     """Name of each model of a version, and the node that makes it."""
     if version == BASE:
         return _BASE_MODELS
-    last = "ppo" if "ppo" in ledger.nodes(version) else "rejection_sampling"
-    return {"policy": last} | {f"{d.value}-rm": reward_model_name(d) for d in Domain}
+    # a PPO model that the ledger still has is the policy no more when the recipe has dropped PPO
+    last = policy(recipe, version).node.name if recipe else "ppo"
+    return _iteration_models(last if last in ledger.nodes(version) else "rejection_sampling")
+
+
+def _iteration_models(policy_node: str) -> dict[str, str]:
+    return {"policy": policy_node} | {f"{d.value}-rm": reward_model_name(d) for d in Domain}
+
+
+def _recipe_of(store: Store) -> Recipe | None:
+    """The home's recipe; None when it has none that can be read."""
+    file = places(store.home).recipe
+    with suppress(UserError):
+        return load_recipe(str(file)) if file.is_file() else None
+    return None
 
 
 def version_number(name: str) -> int:

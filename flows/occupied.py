@@ -1,7 +1,10 @@
 """Whose a home is: one process runs in it at a time, for one product, whose recipe it remembers."""
 
+import logging
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
@@ -12,25 +15,73 @@ from stages.runtime import stopping
 
 _held: set[str] = set()
 """Homes of this process: the command takes one, and then its flow does."""
+_LOCK = "runs"
+_PATIENCE_SECONDS = 24 * 3600.0
+_POLL_SECONDS = 5.0
+"""Longer than `rlhf stop` needs to see that what it stopped has ended: it stops no other run."""
+
+
+class HomeOccupied(UserError):  # noqa: N818 - it names what is the case
+    """Another process is at work in the home. The watcher knows such a run by this name."""
 
 
 @contextmanager
 def occupied(store: Store) -> Iterator[None]:
     """Keep other processes of this machine from running anything in a home during the block.
 
-    Two would share a ledger's heads, MLflow runs and a database. Raises UserError that names the
-    process that has it.
+    Two would share a ledger's heads, MLflow runs and a database. A shell command is refused at
+    once. A deployment's run waits for a day at most, since its schedule's next one may be a week
+    away.
+
+    Raises:
+        HomeOccupied: another process has it, which is named.
+        UserError: the lock cannot be opened; its cause is the OSError.
     """
     if store.home in _held:
         yield
         return
-    with store.lock("runs", wait=False):
+    with ExitStack() as held:
+        _take(store, held)
         _held.add(store.home)
         stopping.forget(store.scratch)  # asked of the run before
         try:
             yield
         finally:
             _held.remove(store.home)
+
+
+def _take(store: Store, held: ExitStack) -> None:
+    """Take the home's lock until `held` ends; see `occupied`."""
+    log = _log_of_deployment()
+    until = time.monotonic() + (_PATIENCE_SECONDS if log else 0.0)
+    is_told = False
+    while True:
+        try:
+            held.enter_context(store.lock(_LOCK, wait=False))
+            return
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            if log is None or time.monotonic() >= until:
+                raise HomeOccupied(error.problem, error.remedy) from None
+            if not is_told:
+                hours = _PATIENCE_SECONDS / 3600
+                log.warning("%s: waiting for it, %g hours at most", error.problem, hours)
+                is_told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _log_of_deployment() -> "logging.Logger | logging.LoggerAdapter[logging.Logger] | None":
+    """The log of the flow run that this is called in, if a deployment's; None in a shell."""
+    if "prefect" not in sys.modules:  # imported here it would be before `environment.prepare`
+        return None
+    from prefect.context import FlowRunContext
+    from prefect.logging import get_run_logger
+
+    running = FlowRunContext.get()
+    if running is None or running.flow_run is None or running.flow_run.deployment_id is None:
+        return None
+    return get_run_logger()
 
 
 def claim(where: Places, recipe: Recipe, keep: bool = False) -> None:

@@ -15,8 +15,11 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.gates import Override, Verdict, read_verdict, record_override
-from flows.iteration import model_digests, open_walk
+from flows.iteration import open_walk
+from flows.models import model_digests
 from flows.node import version_label
+from flows.runner import Walk
+from flows.tracking.registry import Moves
 
 DAYS_TO_ANSWER = 14
 _SUPERSEDED = "Superseded"
@@ -60,23 +63,51 @@ def gate_override(
     # lower case, digits and dashes only: with another key the run could not be resumed
     key = f"rlhf-{version_label(iteration)}-gates"
     answer = suspend_flow_run(wait_for_input=form, key=key, timeout=DAYS_TO_ANSWER * 86_400)
-    digests = model_digests(walk, iteration, answer.promoted())
-    if digests:
-        walk.tracker.promote(iteration, digests, f"{answer.by}: {answer.reason}")
-        if walk.tracker.broken:
+    return decide(walk, judged, answer)
+
+
+def decide(walk: Walk, judged: Verdict, answer: Decision) -> State[None]:
+    """Move the champions that a person names, and record what has become of it.
+
+    Superseded when one of the models has been made again since it was judged; Failed, to be
+    retried, when MLflow does not answer or has not got one of them.
+    """
+    heads = model_digests(walk.recipe, walk.ledger, judged.version)
+    if other := [n for n in answer.promoted() if not judged.judged(n, heads.get(n))]:
+        return Completed(
+            name=_SUPERSEDED,
+            message=f"{', '.join(other)} of RLHF-V{judged.version}: not what was judged, made "
+            "again since; run evaluate of that iteration again to have it judged",
+        )
+    moves = Moves()
+    if named := {name: heads[name] for name in answer.promoted()}:
+        found = walk.tracker.promote_for(judged.version, named, f"{answer.by}: {answer.reason}")
+        if found is None:
             return Failed(message="MLflow does not answer; retry this run, the answer is kept")
+        moves = found
+    if moves.unregistered:
+        return Failed(
+            message=f"{', '.join(moves.unregistered)} of RLHF-V{judged.version}: not in MLflow; "
+            "`rlhf run` or the next iteration registers it. Then retry this run, the answer is kept"
+        )
     record_override(
         walk.store,
         Override(
-            version=iteration,
-            verdict=verdict,
-            promoted=digests,
+            version=judged.version,
+            verdict=judged.digest(),
+            promoted=moves.champions,
+            kept=moves.kept,
             by=answer.by,
             reason=answer.reason,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
-    return Completed(message=f"Champions by {answer.by}: {', '.join(digests) or 'unmoved'}")
+    return Completed(message=f"Champions by {answer.by}: {_outcome(moves)}")
+
+
+def _outcome(moves: Moves) -> str:
+    kept = [f"{name}: {why}" for name, why in moves.kept.items()]
+    return "; ".join([", ".join(moves.champions) or "unmoved", *kept])
 
 
 def _question(verdict: Verdict) -> str:

@@ -1,7 +1,7 @@
 """What a run would do, and why: for every node, reuse or run, before anything is started."""
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +62,10 @@ def plan(
     """Every node with what would happen to it; `force` names nodes ("ppo" or "v2/ppo").
 
     Without a store (no home yet) everything has still to run.
+
+    Raises UserError when a name means no node.
     """
+    refuse_unknown(recipe, force)
     known: dict[Output, ArtifactRef] = {}
     steps: dict[NodeId, Step] = {}
     for node in nodes(recipe):
@@ -78,11 +81,35 @@ def is_named(node: Node, names: Collection[str]) -> bool:
     return bool({str(node.id), node.id.name, node.stage} & set(names))
 
 
+def refuse_unknown(recipe: Recipe, names: Collection[str]) -> None:
+    """Raise UserError, saying what there is, for a name that means no node of a recipe."""
+    everything = nodes(recipe)
+    for name in names:
+        if not any(is_named(node, [name]) for node in everything):
+            raise unknown_node(everything, name)
+
+
+def unknown_node(everything: Sequence[Node], name: str) -> UserError:
+    """The error for a name that means none of a recipe's nodes."""
+    known = list(dict.fromkeys(node.id.name for node in everything))
+    return UserError(
+        f"The recipe has no node {name!r}",
+        f"Take one of {', '.join(known)}, or one of a version, like {everything[-1].id}",
+    )
+
+
+def as_far_as_begun(recipe: Recipe, ledger: Ledger) -> Recipe:
+    """The recipe with every version that has begun: the weekly flow goes on beyond num_versions."""
+    num_versions = max([recipe.num_versions, *ledger.versions()])
+    return recipe.model_copy(update={"num_versions": num_versions})
+
+
 def changed_downstream(recipe: Recipe, store: Store, ledger: Ledger) -> dict[NodeId, str]:
     """Finished nodes whose inputs are no longer the newest, with the reason; transitively."""
-    heads = {node.id: head_manifest(node.id, store, ledger) for node in nodes(recipe)}
+    everything = nodes(as_far_as_begun(recipe, ledger))
+    heads = {node.id: head_manifest(node.id, store, ledger) for node in everything}
     stale: dict[NodeId, str] = {}
-    for node in nodes(recipe):
+    for node in everything:
         manifest = heads[node.id]
         if manifest is None:
             continue

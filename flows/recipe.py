@@ -1,7 +1,8 @@
 """A recipe: every setting of a run in one typed record, by name or from a file.
 
 Defaults are the paper's and live on the stages' settings classes; a recipe says only where it
-differs. A file may begin with `extends: NAME`, and `--set a.b=c` changes one value of either.
+differs. A file may begin with `extends: NAME`, or the path of a file from its own folder, and
+`--set a.b=c` changes one value of either.
 """
 
 import difflib
@@ -10,10 +11,10 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator
 
 import stages
 from data_contracts.base import Contract
@@ -38,6 +39,9 @@ from stages.tokenizer import TokenizerSettings
 
 _MOST_PROBLEMS_SHOWN = 3
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_YEAR_MINUTES = 366 * 24 * 60
+Minutes = Annotated[float, Field(gt=0, le=_YEAR_MINUTES)]
+"""A limit; a timer of the system takes no infinite one, and refuses it only when it is set."""
 
 
 class LaunchSettings(Contract):
@@ -45,7 +49,7 @@ class LaunchSettings(Contract):
 
     num_processes: int = Field(default=1, gt=0)
     """Ranks of every model stage."""
-    by_stage: dict[str, int] = {}
+    by_stage: dict[str, PositiveInt] = {}
     """Ranks of single stages, by stage name, where they differ."""
     num_threads: int | None = Field(default=None, gt=0)
     """Threads of each process; all cores shared out evenly when it is not given."""
@@ -54,9 +58,9 @@ class LaunchSettings(Contract):
     max_retries: int = Field(default=2, ge=0)
     """Further attempts of a launched stage that crashed, from its newest whole checkpoint; what a
     user has to mend is not tried again."""
-    timeout_minutes: dict[str, float] = {}
+    timeout_minutes: dict[str, Minutes] = {}
     """How long one attempt may take, by stage name; no limit for the others."""
-    patience_minutes: float | None = Field(default=None, gt=0)
+    patience_minutes: Minutes | None = None
     """How long ranks wait for one another before the attempt fails: 120 when it is not given. With
     several machines set it to less, but to more than rank 0 needs to hash and publish a model."""
     stalled_minutes: float = Field(default=30, gt=0)
@@ -68,9 +72,10 @@ class LaunchSettings(Contract):
     @field_validator("by_stage", "timeout_minutes", "pools")
     @classmethod
     def _names_stages(cls, value: dict[str, Any]) -> dict[str, Any]:
-        known = {module.name for module in pkgutil.iter_modules(stages.__path__)}
-        if unknown := sorted(value.keys() - known):
-            raise ValueError(f"there is no stage {unknown[0]}")
+        # the packages beside them (runtime, models) hold what stages share
+        known = [m.name for m in pkgutil.iter_modules(stages.__path__) if not m.ispkg]
+        if unknown := sorted(value.keys() - set(known)):
+            raise ValueError(f"there is no stage {unknown[0]}; the stages are {', '.join(known)}")
         return value
 
     @field_validator("pools")
@@ -214,20 +219,54 @@ def load_recipe(source: str, settings: Sequence[str] = (), **overrides: Any) -> 
 
 
 def read_values(source: str) -> dict[str, Any]:
-    """All values of a named recipe or of a file, what it extends included."""
+    """All values of a named recipe or of a file, what it extends included.
+
+    Raises UserError for an unknown recipe, an unreadable file, and files that extend each other.
+    """
     if source in recipe_names():
-        return named_recipe(source).model_dump(mode="json")
+        return _named_values(source)
     path = Path(source).expanduser()
     if not path.exists():
+        raise _no_such_recipe(f"There is no recipe {source!r} and no such file")
+    return _file_values(path, ())
+
+
+def _named_values(name: str) -> dict[str, Any]:
+    return named_recipe(name).model_dump(mode="json")
+
+
+def _file_values(path: Path, extending: Sequence[Path]) -> dict[str, Any]:
+    """The values of a file on top of what it extends; `extending` are the files that led here."""
+    here = path.resolve()
+    if here in extending:
+        chain = " extends ".join(str(file) for file in (*extending, here))
         raise UserError(
-            f"There is no recipe {source!r} and no such file",
-            f"Take one of {', '.join(recipe_names())}, or the path of a YAML or JSON file",
+            f"A recipe file stands on itself: {chain}",
+            f"Let `extends` name one of {', '.join(recipe_names())}, or another file",
         )
     values = parse_file(path)
     base = values.pop("extends", None)
     if base is None:
         return {"name": path.stem, **values}
-    return merged(read_values(str(base)), {"name": path.stem, **values})
+    below = _extended_values(str(base), path, (*extending, here))
+    return merged(below, {"name": path.stem, **values})
+
+
+def _extended_values(base: str, path: Path, extending: Sequence[Path]) -> dict[str, Any]:
+    """The values of what the file `path` extends."""
+    # beside the file: a worker reads it from a folder of its own
+    file = path.parent / Path(base).expanduser()
+    if file.is_file():
+        return _file_values(file, extending)
+    if base in recipe_names():
+        return _named_values(base)
+    raise _no_such_recipe(f"{path} extends {base!r}: there is no such recipe and no file {file}")
+
+
+def _no_such_recipe(problem: str) -> UserError:
+    return UserError(
+        problem, f"Take one of {', '.join(recipe_names())}, or the path of a YAML or JSON file"
+    )
 
 
 def named_recipe(name: str) -> Recipe:

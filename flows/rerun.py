@@ -2,16 +2,22 @@
 
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import StateType
+from prefect.runtime import flow_run
 
 from flows.boards import publish_board, publish_overview
-from flows.cascade import rerun
+from flows.cascade import Rerun, rerun
 from flows.iteration import open_walk, pass_gates
 from flows.node import Node
 from flows.numbering import LAST_STAGE
 from flows.occupied import occupied
-from flows.runner import find_nodes
+from flows.planner import as_far_as_begun
+from flows.runner import NodeResult, Walk, find_nodes
 from flows.tasks import run_task
 
 
@@ -60,27 +66,37 @@ def rerun_stage(
         force: make it again although it is there.
         cascade: then whatever reads an output that has changed, as far as that goes.
 
+    A retry goes on: what this flow run has made by force already, it does not make again.
+
     Returns for every node that ran "same" or "changed".
     """
     walk = open_walk(recipe, home)
+    walk.recipe = as_far_as_begun(walk.recipe, walk.ledger)
     wanted = find_nodes(walk.recipe, stage.value, iteration)
+    finished = _finished_tasks() if force else set()
+
+    def run(node: Node, walk: Walk, forced: bool) -> NodeResult:
+        is_forced = forced and node.id.name not in finished
+        return run_task(node, walk, [str(node.id)] if is_forced else [])
+
+    reruns: list[Rerun] = []
     with occupied(walk.store), walk.tracker:
-        reruns = list(
-            rerun(
-                wanted,
-                walk,
-                force=force,
-                cascade=cascade,
-                run=lambda node, walk, forced: run_task(node, walk, [str(node.id)] * forced),
-            )
-        )
-        for version in sorted(
-            {d.result.node.id.version for d in reruns if _is_last(d.result.node)}
-        ):
-            pass_gates(walk, version)
+        for done in rerun(wanted, walk, force=force, cascade=cascade, run=run):
+            reruns.append(done)
+            # at once: a retry of a cascade that breaks off later finds this node done
+            if _is_last(done.result.node):
+                pass_gates(walk, done.result.node.id.version)
     publish_board(iteration, [done.result for done in reruns])
     publish_overview(walk)
     return {str(done.result.node.id): "same" if done.is_same else "changed" for done in reruns}
+
+
+def _finished_tasks() -> set[str]:
+    """Names of the tasks that this flow run has completed before: some only when it is retried."""
+    own = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(flow_run.id))]))
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=own)
+    return {task.name for task in tasks if task.state_type == StateType.COMPLETED}
 
 
 def _is_last(node: Node) -> bool:

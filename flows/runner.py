@@ -13,7 +13,7 @@ from data_contracts.store import Manifest, Store
 from flows.environment import Places
 from flows.graph import nodes
 from flows.node import Node, NodeId, Output
-from flows.planner import head_manifest, standing_manifest
+from flows.planner import head_manifest, is_named, standing_manifest, unknown_node
 from flows.progress import Terminal, duration
 from flows.recipe import Recipe
 from flows.tracking.tracker import Tracker
@@ -124,10 +124,9 @@ def find_nodes(recipe: Recipe, name: str, version: int | None) -> list[Node]:
     Raises UserError, saying what there is, when there is none or more than one version has it.
     """
     everything = nodes(recipe)
-    named = [n for n in everything if name in (n.id.name, n.stage, str(n.id))]
+    named = [n for n in everything if is_named(n, [name])]
     if not named:
-        known = list(dict.fromkeys(n.id.name for n in everything))
-        raise UserError(f"The recipe has no node {name!r}", f"Take one of {', '.join(known)}")
+        raise unknown_node(everything, name)
     versions = sorted({n.id.version for n in named})
     if version is None and len(versions) > 1:
         raise UserError(

@@ -26,6 +26,7 @@ from data_contracts.durable import disk_full, existing
 from data_contracts.errors import UserError
 from flows.environment import Places
 from flows.standing import state
+from flows.standing.addresses import CLIENT_SECRET_VARIABLE
 from stages.runtime.supervisor import die_with_parent
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -43,6 +44,10 @@ _ANSWER_SECONDS = 15.0
 _FULL_BELOW_BYTES = 2**20
 _BUSY_STATUS = 503
 _RETRY_SECONDS = b"0.2"
+_REFUSALS = (401, 403)
+_NO_API = "Failed to reach API at "
+_OTHER_VERSION = "Found incompatible versions: "
+"""How the RuntimeErrors of Prefect's client begin when it asks a server for its version."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +159,68 @@ def is_full(path: Path) -> bool:
 
 @contextmanager
 def server_errors_explained(where: Places) -> Iterator[None]:
-    """One paragraph for a Prefect server that is gone, or that cannot write its database."""
+    """One paragraph for a Prefect server that is gone, that refuses us, that is none, or that
+    cannot write its database. What the flow's own code raises goes on as it is.
+
+    The server is asked for its version first: any later answer of what is no Prefect would end in
+    whatever error the client meets while it reads it.
+    """
     from httpx import HTTPStatusError, TransportError
+    from prefect.client.orchestration import get_client
 
     try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch_once()
         yield
-    except (HTTPStatusError, TransportError) as error:
-        if is_full(where.prefect_home):
-            raise disk_full("write Prefect's database in", where.prefect_home) from error
-        if isinstance(error, TransportError):
-            raise _unreachable(os.environ[API_URL_VARIABLE]) from error
-        raise
+    except (HTTPStatusError, TransportError, RuntimeError) as error:
+        explained = _explained(error, os.environ[API_URL_VARIABLE], where)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(error: Exception, url: str, where: Places) -> UserError | None:
+    """The paragraph for an error that the server at `url` is behind; None for any other."""
+    from httpx import URL, HTTPStatusError, TransportError
+
+    if str(error).startswith(_OTHER_VERSION):
+        return UserError(
+            f"The Prefect server at {url} is another Prefect: {error}", "Install one for both"
+        )
+    is_first_question = isinstance(error, RuntimeError)
+    if is_first_question and not str(error).startswith(_NO_API):
+        return None
+    cause = error.__cause__ if is_first_question else error
+    status = None
+    if isinstance(cause, HTTPStatusError):
+        if cause.request.url.netloc != URL(url).netloc:
+            return None
+        status = cause.response.status_code
+    if status in _REFUSALS:
+        return _refused(url)
+    if is_full(where.prefect_home):
+        return disk_full("write Prefect's database in", where.prefect_home)
+    if isinstance(cause, TransportError):
+        return _unreachable(url)
+    if is_first_question:
+        answer = "something else" if status is None else str(status)
+        return UserError(
+            f"There is no Prefect API at {url}: it answered {answer} when asked for its version",
+            f"Set {API_URL_VARIABLE} to http://HOST:PORT/api of a Prefect server, or unset it",
+        )
+    return UserError(
+        f"The Prefect server at {url} fails: {cause}",
+        "Look into its log, mend that, and run the same command again: what is finished is reused",
+    )
+
+
+def _refused(url: str) -> UserError:
+    return UserError(
+        f"The Prefect server at {url} asks for a name and a password, and does not take what "
+        f"{CLIENT_SECRET_VARIABLE} says",
+        f"Set {CLIENT_SECRET_VARIABLE} to the name:password that the server was started with "
+        "(its PREFECT_SERVER_API_AUTH_STRING)",
+    )
 
 
 def _unreachable(url: str) -> UserError:

@@ -19,10 +19,12 @@ from flows.environment import Places, places
 from flows.iteration import as_recipe
 from flows.label_weeks import annotation_database, deliver_labels, delivery_file, progress_of
 from flows.numbering import is_complete
+from flows.occupied import HomeOccupied
 from flows.recipe import Recipe
 
 MAX_ATTEMPTS = 3
-"""Second phases of one iteration that may fail before a person has to look."""
+"""Second phases of one iteration that may fail before a person has to look; one that found the home
+occupied for too long has not been tried."""
 _ITERATION = "rlhf-iteration/weekly"
 
 
@@ -51,6 +53,8 @@ def _look(recipe: Recipe, where: Places, version: int) -> tuple[bool, str]:
     if file is None:
         return True, f"v{version} waits for no labels"
     if not file.is_file():
+        if reason := _out_of_reach(recipe, file):
+            return False, f"The labels of v{version} cannot be delivered: {reason}"
         waiting = _deliver(recipe, where, version, file)
         if waiting:
             return True, waiting
@@ -61,6 +65,17 @@ def _look(recipe: Recipe, where: Places, version: int) -> tuple[bool, str]:
             f"mend the cause, then run {_ITERATION} with version {version}"
         )
     return True, f"v{version} goes on in {run.name}"
+
+
+def _out_of_reach(recipe: Recipe, file: Path) -> str:
+    """Why a delivery that is written here would not be seen where the iteration runs, or ""."""
+    data = recipe.data_dir.absolute() if recipe.data_dir else None
+    if data is None or data.is_dir() or not file.is_relative_to(data):
+        return ""
+    return (
+        f"{file} lies in the folder of the source files, which is not here. Name a folder of the "
+        "home, with its whole path, in collect_preferences.deliveries"
+    )
 
 
 def _deliver(recipe: Recipe, where: Places, version: int, file: Path) -> str:
@@ -80,17 +95,25 @@ def _deliver(recipe: Recipe, where: Places, version: int, file: Path) -> str:
 
 def _second_phase(version: int) -> FlowRun | None:
     """The run that goes on with a version: the one there is, or a new one; None after too many."""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    number = num_failed = 0
+    while num_failed < MAX_ATTEMPTS:
+        number += 1
         # the same key gives the same run, so that neither two watchers nor a watcher that died
         # start it twice
         run = run_deployment(
             _ITERATION,
             parameters={"version": version},
             timeout=0,
-            idempotency_key=f"v{version}:labelled:{attempt}",
+            idempotency_key=f"v{version}:labelled:{number}",
             as_subflow=False,
         )
         assert isinstance(run, FlowRun)
         if run.state is None or not run.state.is_final():
             return run
+        num_failed += not _found_home_occupied(run.state)
     return None
+
+
+def _found_home_occupied(state: State[Any]) -> bool:
+    """Whether a run ended because another process was at work in its home."""
+    return state.is_failed() and HomeOccupied.__name__ in (state.message or "")

@@ -12,6 +12,7 @@ import uuid
 from collections import defaultdict
 from typing import Any
 
+from annotation.formats.reading import from_json, from_json_list, read_record
 from annotation.formats.records import Record, prompt_text
 
 _FIELDS = ("response_a", "response_b")
@@ -26,8 +27,14 @@ def to_records(records: list[Record]) -> str:
 
 
 def from_records(text: str) -> list[Record]:
-    """The records of such a list; responses that were drafts or discarded are left out."""
-    return [_record(record) for record in json.loads(text)]
+    """The records of such a list; responses that were drafts or discarded are left out.
+
+    Raises UserError.
+    """
+    return [
+        read_record(f"record {number}", given, _record, ("metadata", "comparison_id"))
+        for number, given in enumerate(from_json_list(text), start=1)
+    ]
 
 
 def _argilla(record: Record) -> dict[str, Any]:
@@ -66,8 +73,8 @@ def _user_id(label: dict[str, Any]) -> str:
 
 def _record(given: dict[str, Any]) -> Record:
     columns = dict(given["metadata"])
-    known = json.loads(columns.pop("annotators", "{}"))
-    columns["messages"] = json.loads(columns["messages"])
+    known = from_json(columns.pop("annotators", "{}"), "metadata.annotators")
+    columns["messages"] = from_json(columns["messages"], "metadata.messages")
     columns |= {name: given["fields"][name] for name in _FIELDS}
     labels: dict[str, dict[str, Any]] = {}
     for question in _QUESTIONS:

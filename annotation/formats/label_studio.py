@@ -10,6 +10,7 @@ What it keeps word for word is `result`, so ours stand there, in the `meta` of t
 import json
 from typing import Any
 
+from annotation.formats.reading import from_json_list, read_record
 from annotation.formats.records import Record, RecordedLabel, prompt_text
 from data_contracts.errors import UserError
 from data_contracts.ratings import Rating, SafetyLabel
@@ -31,7 +32,7 @@ CONFIG = """\
     <Choice value="both_safe"/>
     <Choice value="both_unsafe"/>
   </Choices>
-  <TextArea name="edited_response" toName="prompt" rows="4"/>
+  <TextArea name="edited_response" toName="prompt" rows="4" maxSubmissions="1"/>
 </View>
 """
 
@@ -47,9 +48,13 @@ def to_tasks(records: list[Record]) -> str:
 def from_tasks(text: str) -> list[Record]:
     """The records of an export in Label Studio's JSON format.
 
-    Raises UserError for a task without our columns, or an annotation without choice or rating.
+    Raises UserError for a task without our columns, or an annotation without choice or rating, or
+    with several texts as its edited response.
     """
-    return [_record(task) for task in json.loads(text)]
+    return [
+        read_record(f"task {number} of the list", task, _record, ("data", "comparison_id"))
+        for number, task in enumerate(from_json_list(text), start=1)
+    ]
 
 
 def _task(record: Record) -> dict[str, Any]:
@@ -98,28 +103,42 @@ def _record(task: dict[str, Any]) -> Record:
         data["response_a"], data["response_b"] = data.pop("text1"), data.pop("text2")
     except KeyError as missing:
         raise UserError(
-            f"Task {task.get('id', '?')} has no field {missing}",
+            f"its data has no field {missing}",
             "Import tasks that `rlhf annotations export --format label_studio` wrote",
         ) from None
     kept = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
-    return Record.model_validate({**data, "labels": [_label(task, a) for a in kept]})
+    return Record.model_validate({**data, "labels": [_label(a) for a in kept]})
 
 
-def _label(task: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
+def _label(annotation: dict[str, Any]) -> dict[str, Any]:
     results = {result["from_name"]: result for result in annotation["result"]}
-    if "pick" not in results or "rating" not in results:
+    values = {name: result["value"] for name, result in results.items()}
+    pick = values.get("pick", {}).get("selected")
+    rating = _only_one(values, "rating", "choices")
+    if pick is None or rating is None:
         raise UserError(
-            f"An annotation of task {task.get('id', '?')} has no choice, or no rating",
+            "an annotation has no choice, or no rating",
             "Complete it in Label Studio, or cancel it there",
         )
-    values = {name: result["value"] for name, result in results.items()}
     return {
         **_origin(annotation, results["pick"].get("meta", {})),
-        "pick": _PICK_OF[values["pick"]["selected"]],
-        "rating": values["rating"]["choices"][0],
-        "safety_label": values.get("safety_label", {}).get("choices", [None])[0],
-        "edited_response": values.get("edited_response", {}).get("text", [None])[0],
+        "pick": _PICK_OF.get(pick),
+        "rating": rating,
+        "safety_label": _only_one(values, "safety_label", "choices"),
+        "edited_response": _only_one(values, "edited_response", "text"),
     }
+
+
+def _only_one(values: dict[str, Any], name: str, kind: str) -> Any:
+    """What a result says; None where it is not there or empty. Raises UserError for several."""
+    given = values.get(name, {}).get(kind, [])
+    if not isinstance(given, list) or len(given) > 1:
+        raise UserError(
+            f"an annotation's {name} is not one {kind.removesuffix('s')} alone",
+            "Keep one of them in Label Studio; the text field of our labelling interface takes "
+            "one only",
+        )
+    return given[0] if given else None
 
 
 def _origin(annotation: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:

@@ -1,52 +1,67 @@
 """One comparison with its labels, between our database and any file."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from data_contracts.base import Contract
 from data_contracts.ratings import Domain, Rating, SafetyLabel
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # half a surrogate pair, which JSON can say, is no text: no file could hold it
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""Text that can be written as UTF-8."""
 
 
 class Message(Contract):
     """One turn of the dialogue."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class RecordedLabel(Contract):
     """What one annotator said about the comparison."""
 
-    annotator: str
+    annotator: Text = Field(min_length=1)
     """Pseudonym."""
     pick: Literal["a", "b"]
     rating: Rating
     safety_label: SafetyLabel | None = None
-    edited_response: str | None = None
+    edited_response: Text | None = None
     created_at: datetime | None = None
     """None where the other tool's file does not tell."""
 
     @field_validator("created_at")
     @classmethod
-    def _in_utc_unless_it_says(cls, at: datetime | None) -> datetime | None:
-        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
+    def _in_utc(cls, at: datetime | None) -> datetime | None:
+        """UTC is also meant where the file names no zone."""
+        if at is None or at.tzinfo is None:
+            return at and at.replace(tzinfo=UTC)
+        try:
+            return at.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("in UTC this is before year 1 or after year 9999") from None
 
 
 class Record(Contract):
     """One comparison, in the columns of the comparisons contract, and its labels."""
 
-    comparison_id: str
-    prompt_id: str
+    comparison_id: Text
+    prompt_id: Text
     domain: Domain
     batch: int
-    category: str | None = None
+    category: Text | None = None
     messages: tuple[Message, ...]
-    response_a: str
-    response_b: str
-    model_a: str
-    model_b: str
+    response_a: Text
+    response_b: Text
+    model_a: Text
+    model_b: Text
     temperature_a: float
     temperature_b: float
     labels: tuple[RecordedLabel, ...] = ()

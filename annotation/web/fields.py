@@ -19,6 +19,10 @@ Choice = Annotated[str, Form(pattern=f"^(left|right)-({'|'.join(Rating)})$")]
 SafetyAnswer = Annotated[Literal["", "safe", "unsafe"], Form()]
 SubmissionId = Annotated[str, Form(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 
+Shown = Annotated[str, Form(max_length=64)]
+"""`labelling.fingerprint` of the sides that the page shows; a client without a page
+of its own may leave it out, and has to know what it judges."""
+
 
 def is_safe(answer: str) -> bool | None:
     """A safety field's answer; None where nothing was chosen."""

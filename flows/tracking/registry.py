@@ -2,6 +2,8 @@
 champion of each."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from data_contracts.errors import UserError
@@ -14,12 +16,25 @@ from flows.tracking.access import all_pages, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 ITERATION_TAG = "rlhf.iteration"
 DIGEST_TAG = "rlhf.digest"
 PROMOTED_TAG = "rlhf.promoted_by"
 CHAMPION = "champion"
 """Alias of the version that the gates let through last."""
+
+
+@dataclass
+class Moves:
+    """What has become of a promotion, by registered name."""
+
+    champions: dict[str, str] = field(default_factory=dict)
+    """Digests of the models that are the champions now."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Why the champion has stayed."""
+    unregistered: list[str] = field(default_factory=list)
+    """Models that MLflow does not have, and so cannot make champions."""
 
 
 class Registry:
@@ -30,30 +45,67 @@ class Registry:
         self._tracking_uri = tracking_uri
         self._experiment = experiment
 
-    def promote(self, version: int, digests: Mapping[str, str], why: str) -> None:
+    def promote(self, version: int, digests: Mapping[str, str], why: str) -> Moves:
         """Make models of an iteration the champions, by name and digest, and keep `why`.
 
         Called by the gates, and by who overrides them. A champion of a later iteration stays.
         """
+        moves = Moves()
         for name, digest in digests.items():
             versions = self._client.search_model_versions(f"name = '{name}'")
             own = [v for v in versions if _is_model(v.tags, digest, version)]
-            aliases = self._client.get_registered_model(name).aliases if own else {}
-            champion = next(
-                (v for v in versions if str(v.version) == str(aliases.get(CHAMPION))), None
-            )
-            is_later = champion is not None and int(champion.tags[ITERATION_TAG]) > version
-            if own and not is_later:
+            if not own:
+                moves.unregistered.append(name)
+            elif (champion := self._champion_iteration(name, versions)) > version:
+                moves.kept[name] = f"v{champion} is champion already"
+            else:
                 newest = max(own, key=lambda v: int(v.version))
                 self._client.set_registered_model_alias(name, CHAMPION, newest.version)
                 self._client.set_model_version_tag(name, newest.version, PROMOTED_TAG, why)
+                moves.champions[name] = digest
+        return moves
+
+    def _champion_iteration(self, name: str, versions: "list[ModelVersion]") -> int:
+        """n of the iteration whose model is a name's champion, 0 when there is none."""
+        alias = self._client.get_registered_model(name).aliases.get(CHAMPION)
+        champions = [v for v in versions if str(v.version) == str(alias)]
+        return int(champions[0].tags[ITERATION_TAG]) if champions else BASE
+
+    def never_promoted(self, version: int, digests: Mapping[str, str]) -> dict[str, str]:
+        """Those of an iteration's models, by name and digest, that were not yet made champions."""
+        return {
+            name: digest
+            for name, digest in digests.items()
+            if not any(
+                PROMOTED_TAG in (v.tags or {}) and _is_model(v.tags, digest, version)
+                for v in self._client.search_model_versions(f"name = '{name}'")
+            )
+        }
+
+    @cached_property
+    def _known(self) -> set[tuple[str, str, str]]:
+        """Name, digest and iteration of all that is registered: one question for a whole walk."""
+        versions = all_pages(lambda token: self._client.search_model_versions(page_token=token))
+        tags = [(v.name, v.tags or {}) for v in versions]
+        return {(name, own.get(DIGEST_TAG, ""), own.get(ITERATION_TAG, "")) for name, own in tags}
+
+    def has(self, name: str, iteration: int, digest: str) -> bool:
+        """Whether this model of this iteration was registered when this object first asked, or
+        has been by it."""
+        return (name, digest, str(iteration)) in self._known
 
     def register(self, name: str, iteration: int, digest: str, path: str, run_id: str) -> None:
         """A version of a registered model, unless this model of this iteration is one already."""
+        if self.has(name, iteration, digest):
+            return
         self._ensure_registered(name)
-        for version in self._client.search_model_versions(f"name = '{name}'"):
-            if _is_model(version.tags, digest, iteration):
-                return
+        # asked anew: a try before this one may have got through although its answer did not
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        if not any(_is_model(version.tags, digest, iteration) for version in versions):
+            self._create(name, iteration, digest, path, run_id)
+        self._known.add((name, digest, str(iteration)))
+
+    def _create(self, name: str, iteration: int, digest: str, path: str, run_id: str) -> None:
         from mlflow import create_external_model, set_tracking_uri
 
         set_tracking_uri(self._tracking_uri)

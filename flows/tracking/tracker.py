@@ -11,10 +11,11 @@ or from the manifests and the spools in a later walk.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.artifacts import ArtifactRef, inputs_of
 from data_contracts.base import StageConfig
@@ -25,7 +26,7 @@ from flows.recipe import Recipe
 from flows.tracking.access import all_pages, ensure_database
 from flows.tracking.entities import BATCH, batches, datasets_of, metrics_now, metrics_of, params_of
 from flows.tracking.outage import Onlooker, never_fails
-from flows.tracking.registry import ITERATION_TAG, Registry, registered_name
+from flows.tracking.registry import ITERATION_TAG, Moves, Registry, registered_name
 from stages.runtime.stage import stage_module
 from stages.runtime.workdir import read_metrics, read_samples
 
@@ -73,6 +74,26 @@ class NodeRun:
             self._tracker.flush(self._key, self._run_id)
 
 
+class _Recorded(NamedTuple):
+    """A stage key that MLflow has all of."""
+
+    run_id: str
+    finished_at: str
+    """When its stage was finished, as the manifest says it."""
+
+
+@dataclass(frozen=True)
+class _Promotion:
+    """Models of an iteration that the gates make champions, once all of them are recorded."""
+
+    version: int
+    digests: Mapping[str, str]
+    """By registered name."""
+    is_late: bool
+    """Whether an earlier walk should have done it: then only what never was a champion becomes
+    one, since whoever has set a champion back since then meant it."""
+
+
 class Tracker(Onlooker):
     """What one walk tells MLflow."""
 
@@ -86,13 +107,16 @@ class Tracker(Onlooker):
         super().__init__(where, warn)
         self.recipe = recipe
         self._unrecorded: dict[str, tuple[Node, Manifest, Store]] = {}
+        self._promotions: list[_Promotion] = []
         self._at_work: NodeRun | None = None
         self._store = store
         self._met: set[int] = set()
+        self._told: set[int] = set()
+        """Versions of which this walk has recorded anything that MLflow had not got."""
         self._parents: dict[int, str] = {}
         self._sent: dict[str, int] = {}
-        self._known: dict[str, str] | None = None
-        """When the stage of each recorded key was finished; asked for once."""
+        self._known: dict[str, _Recorded] | None = None
+        """By stage key; asked for once."""
 
     def __enter__(self) -> "Tracker":
         return self
@@ -106,6 +130,8 @@ class Tracker(Onlooker):
         self._catch_up()
         for version in self._met:
             self._close(version, failed=error is not None)
+        for version in self._told - self._met:
+            self._close(version, failed=False)  # one that was complete before
 
     def begin(self, node: Node, key: str, config: StageConfig) -> NodeRun:
         """The child run of a stage that is about to work: a new one, or the one it had. MLflow is
@@ -160,22 +186,35 @@ class Tracker(Onlooker):
         self._unrecorded[manifest.key] = (node, manifest, store)
         self._catch_up()
 
+    def remember(self, node: Node, manifest: Manifest, store: Store) -> None:
+        """A node that was finished before this walk: what MLflow has missed of it is recorded with
+        what this walk records."""
+        self._unrecorded[manifest.key] = (node, manifest, store)
+
     @never_fails
     def _catch_up(self) -> None:
-        """Record what is finished and not recorded, in the order in which it was finished."""
+        """Record what is finished and not recorded, in the order in which it was finished, and then
+        move the champions: a model has to be registered first."""
         while self._unrecorded:
             key = next(iter(self._unrecorded))
             self._record(*self._unrecorded[key])
             del self._unrecorded[key]
+        while self._promotions:
+            self._promote(self._promotions[0])
+            del self._promotions[0]
 
     def _record(self, node: Node, manifest: Manifest, store: Store) -> None:
-        if self._recorded().get(manifest.key) == manifest.finished_at:
+        known = self._recorded().get(manifest.key)
+        if known is not None and known.finished_at == manifest.finished_at:
+            # it may have become the policy since it was recorded: the recipe has dropped PPO
+            self._register(node, manifest, known.run_id, store)
             return
         run = self._find(KEY_TAG, manifest.key)
         if run is not None:
             run_id, ended = run.info.run_id, None  # now: it is over since a moment
         else:
-            config = stage_module(node.stage).Config.model_validate(manifest.config)
+            if (config := _config_of(node, manifest)) is None:
+                return
             ended_at = datetime.fromisoformat(manifest.finished_at).timestamp()
             began_at, ended = ended_at - manifest.seconds, int(ended_at * 1000)
             run_id = self._create_child(node, manifest.key, config, began_at)
@@ -183,14 +222,17 @@ class Tracker(Onlooker):
         self._log_result(run_id, manifest)
         self._register(node, manifest, run_id, store)
         self._client.set_terminated(run_id, "FINISHED", end_time=ended)
-        self._recorded()[manifest.key] = manifest.finished_at
+        self._recorded()[manifest.key] = _Recorded(run_id, manifest.finished_at)
+        self._told.add(node.id.version)
 
-    def _recorded(self) -> dict[str, str]:
+    def _recorded(self) -> dict[str, _Recorded]:
         """What MLflow has already: one question for a whole walk, and not one for each node."""
         if self._known is None:
             finished = self._search(f"attributes.status = 'FINISHED' AND tags.`{KEY_TAG}` LIKE '%'")
             self._known = {
-                run.data.tags[KEY_TAG]: run.data.tags.get("rlhf.finished_at", "")
+                run.data.tags[KEY_TAG]: _Recorded(
+                    run.info.run_id, run.data.tags.get("rlhf.finished_at", "")
+                )
                 for run in finished
             }
         return self._known
@@ -334,10 +376,27 @@ class Tracker(Onlooker):
 
     # --- registered models ---
 
+    def promote(self, version: int, digests: Mapping[str, str]) -> None:
+        """Make models of an iteration champions for the gates, by registered name and digest: now,
+        or once MLflow answers and has what was recorded before."""
+        self._promotions.append(_Promotion(version, digests, is_late=False))
+        self._catch_up()
+
+    def promote_late(self, version: int, digests: Mapping[str, str]) -> None:
+        """The same for an iteration that was judged before this walk, with what this walk records;
+        what has been a champion already is left as it is."""
+        self._promotions.append(_Promotion(version, digests, is_late=True))
+
     @never_fails
-    def promote(self, version: int, digests: Mapping[str, str], why: str = "gates") -> None:
-        """`Registry.promote`, for the gates and for who overrides them."""
-        self._registry.promote(version, digests, why)
+    def promote_for(self, version: int, digests: Mapping[str, str], why: str) -> Moves:
+        """The same at once, for a person with a reason; None when MLflow does not answer."""
+        return self._registry.promote(version, digests, why)
+
+    def _promote(self, promotion: _Promotion) -> None:
+        version, digests = promotion.version, promotion.digests
+        if promotion.is_late:
+            digests = self._registry.never_promoted(version, digests)
+        self._registry.promote(version, digests, "gates")
 
     @cached_property
     def _registry(self) -> Registry:
@@ -349,6 +408,15 @@ class Tracker(Onlooker):
             ref = manifest.outputs["model"]
             path = str(store.local(ref))
             self._registry.register(name, node.id.version, ref.digest, path, run_id)
+
+
+def _config_of(node: Node, manifest: Manifest) -> StageConfig | None:
+    """What a node was run with; None when an older version of the stage wrote what this one cannot
+    read, which must not hold up the records of what comes after it."""
+    try:
+        return stage_module(node.stage).Config.model_validate(manifest.config)
+    except ValueError:
+        return None
 
 
 def _parent_name(version: int) -> str:

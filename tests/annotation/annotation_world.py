@@ -87,8 +87,8 @@ class Browser:
         return self.client.post(path, data={"csrf": self.csrf, **(fields or {})}, headers=headers)
 
     def label(self, page: WorkPage, choice: str = "left-better", **fields: str):
-        form = {"submission_id": page.submission_id, "choice": choice, **fields}
-        return self.post(f"/slots/{page.slot_id}/label", form, htmx=True)
+        form = {"submission_id": page.submission_id, "shown": page.shown, "choice": choice}
+        return self.post(f"/slots/{page.slot_id}/label", form | fields, htmx=True)
 
 
 def browser(service: Service, app, name: str, role: Role = Role.annotator) -> Browser:

@@ -117,6 +117,31 @@ def test_a_csv_keeps_its_line_ends_and_may_have_been_in_a_spreadsheet(home, tmp_
     assert (found["response_a"], found["response_b"]) == ("One\r\ntwo\rthree\n", "=1+1")
 
 
+@pytest.mark.parametrize("name", ["jsonl", "csv", "label_studio", "argilla"])
+def test_a_file_may_have_been_in_an_editor_of_windows(home, table, tmp_path, name):
+    """Which puts a byte order mark before it and ends its lines with CR LF."""
+    done("publish", "--week", 1, "--comparisons", table, home=home)
+    file = tmp_path / "batch"
+    done("export", "--week", 1, "--format", name, "--output", file, home=home)
+    lines = file.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + lines)
+    said = done("import", file, "--week", 1, "--format", name, home=home)
+    assert "0 new items, 0 new labels" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"pick": "a"}', '{"comparison_id": "c1", "pick": "c"}', "[" * 100_000, "3"],
+    ids=["no-id", "no-pick", "deep", "number"],
+)
+def test_a_gold_answer_that_is_none_is_named_by_its_line(home, table, tmp_path, line):
+    file = tmp_path / "gold.jsonl"
+    file.write_bytes(f'{{"comparison_id": "c0", "pick": "a"}}\r\n\r\n{line}\r\n'.encode())
+    result = rlhf("publish", "--week", 1, "--comparisons", table, "--gold", file, home=home)
+    assert result.exit_code == 2
+    assert f"{file.name}, line 3: this is no gold answer" in " ".join(result.output.split())
+
+
 SLOW_TO_IMPORT = ("torch", "prefect", "mlflow", "numpy", "scipy", "pyarrow", "alembic", "httpx")
 
 

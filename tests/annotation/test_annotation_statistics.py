@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from annotation_world import START, comparison
+from annotation_world import START, browser, comparison, comparisons, publish_rows
+from sqlalchemy import select
 
 from annotation.consensus import agreement
-from annotation.statistics import Judgement, by_annotator, disagreements, shares, table_6
+from annotation.statistics import (
+    Judgement,
+    by_annotator,
+    disagreements,
+    judgements,
+    shares,
+    table_6,
+)
+from annotation.storage.schema import Entry, Item
+from annotation.work_queue import retire
 from stages.importers.source import Source, rows_of
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data" / "preferences"
@@ -69,6 +79,25 @@ def test_throughput_gold_and_repeats_of_each_annotator():
     assert (row.num_repeats, row.num_repeats_same) == (1, 0)
     assert row.median_seconds == 20  # of 10, 20 and 20; the pause of 83 minutes is none
     assert other.median_seconds is None
+
+
+def test_labels_that_were_imported_out_of_order_give_no_negative_time():
+    times = [START + timedelta(seconds=s) for s in (70, 40, 10, 0)]
+    (row,) = by_annotator([judged(i, "x", "a", at=at) for i, at in enumerate(times)])
+    assert row.median_seconds == 30  # of 10, 30 and 30
+
+
+def test_labels_of_an_item_that_was_taken_out_stay_and_count_nowhere(service, app):
+    publish_rows(service.database, comparisons(2), overlap=2)
+    for name in ("ann", "bob"):
+        somebody = browser(service, app, name)
+        for _ in range(2):
+            somebody.label(somebody.open())
+    with service.database.writing() as session:
+        retire(session, session.get_one(Item, 1))
+    with service.database.reading() as session:
+        assert [label.item_id for label in judgements(session, 1)] == [2, 2]
+        assert len(session.scalars(select(Entry)).all()) == 4
 
 
 def test_shares_are_of_the_collected_labels_that_have_one():

@@ -315,3 +315,38 @@ def test_a_label_that_does_not_get_through_is_kept_in_the_page(chromium, url, da
     window.press("2")
     window.wait_for_next(before)
     assert len(entries(database)) == 1
+
+
+def test_a_label_that_was_kept_without_the_page_knowing_is_told_of_and_taken_back(
+    chromium, url, database
+):
+    """The first label of all: the page had nothing to undo when it was loaded."""
+
+    def lose_the_answer(route) -> None:
+        route.fetch()
+        route.abort()
+
+    publish_rows(database, comparisons(2))
+    window = Window(chromium, url, "ann")
+    window.go("/tasks/helpfulness")
+    before = window.slot()
+    assert not window.page.is_visible("text=Undo my last label")
+    window.page.route("**/label", lose_the_answer)
+    window.press("2")
+    window.page.wait_for_selector("#notice >> text=the service does not answer")
+    window.page.unroute("**/label")
+    window.press("8")
+    window.page.wait_for_selector("#notice >> text=your first answer to this item had been kept")
+    assert window.slot() == before
+    assert [entry.rating for entry in entries(database)] == ["better"]
+    assert window.page.is_visible("text=Undo my last label")
+    window.press("u")
+    window.page.wait_for_selector("#notice .notice", state="detached")
+    assert window.slot() == before
+    window.press("8")
+    window.wait_for_next(before)
+    assert [(entry.kind, entry.rating) for entry in entries(database)] == [
+        ("label", "better"),
+        ("undo", None),
+        ("label", "significantly_better"),
+    ]

@@ -1,6 +1,8 @@
 """Labels as a week's preferences: once each, late ones later, split by prompt."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from annotation_world import START, browser, comparison, comparisons, publish_rows
@@ -156,6 +158,67 @@ def test_labels_that_a_decision_replaced_never_go_out(service, app):
     assert delivered_rows(service, 1) == first  # nor when the batch goes out again
     publish_rows(service.database, [comparison("next-week")], week=2)
     assert delivered_rows(service, 2) == []
+
+
+def decide(lead, name: str, choice: str) -> None:
+    form = {"submission_id": f"decision-{name}", "choice": choice}
+    assert lead.post("/lead/items/1/decision", form).status_code == 303
+
+
+def delivered_table(service, file: Path, week: int = 1) -> list[dict]:
+    label_weeks.deliver_labels(service.database, week, file, 0.5)
+    return read_table(file, PREFERENCES).to_pylist()
+
+
+def test_a_lead_decides_an_item_that_they_labelled_after_it_has_gone_out(service, app, tmp_path):
+    """The week goes out again, and as decided; the lead's label and decision are not one row."""
+    publish_rows(service.database, [comparison("c"), comparison("d")], overlap=2)
+    ann, lead = browser(service, app, "ann"), browser(service, app, "lea", Role.lead)
+    for somebody, wanted in ((ann, "one"), (lead, "two")):
+        for _ in range(2):
+            page = somebody.open()
+            somebody.label(page, "left-better" if wanted in page.left else "right-better")
+    file = tmp_path / "v1.parquet"
+    first = delivered_table(service, file)
+    assert len(first) == 4
+    decide(lead, "0001", "right-slightly_better")
+    again = delivered_table(service, file)
+    (decision,) = [row for row in again if row not in first]
+    assert decision["rating"] == "slightly_better"
+    assert decision["chosen"].startswith("Answer two")
+    other = [row for row in first if row["prompt_id"] != decision["prompt_id"]]
+    assert again == [*other, decision]  # its labels are not in the week any more
+    assert decision["preference_id"] not in {row["preference_id"] for row in first}
+    assert delivered_table(service, file) == again
+
+
+def test_the_last_of_two_decisions_on_one_item_goes_out(service, app, tmp_path):
+    lead = disagreement(service, app)
+    decide(lead, "0001", "right-slightly_better")
+    file = tmp_path / "v1.parquet"
+    (first,) = delivered_table(service, file)
+    decide(lead, "0002", "left-better")  # in another tab, loaded before the first decision
+    (second,) = delivered_table(service, file)
+    assert (second["chosen"], second["rating"]) == ("Answer one to c", "better")
+    assert second["preference_id"] != first["preference_id"]
+    reply = lead.client.get("/lead/batches/1/preferences.jsonl")
+    assert [json.loads(line)["preference_id"] for line in reply.text.splitlines()] == [
+        second["preference_id"]
+    ]
+
+
+def test_a_decision_that_goes_out_in_a_later_week_leaves_the_earlier_one_as_it_was(
+    service, app, tmp_path
+):
+    """Models have been trained on that."""
+    lead = disagreement(service, app)
+    first = delivered_table(service, tmp_path / "v1.parquet")
+    publish_rows(service.database, [comparison("next-week")], week=2)
+    decide(lead, "0001", "right-slightly_better")
+    (decision,) = delivered_table(service, tmp_path / "v2.parquet", week=2)
+    assert decision["prompt_id"] == "prompt-of-c"
+    assert delivered_table(service, tmp_path / "v1.parquet") == first
+    assert len({row["preference_id"] for row in [*first, decision]}) == 3
 
 
 def test_an_item_that_is_never_delivered_takes_no_decision(service, app):

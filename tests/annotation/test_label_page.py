@@ -5,7 +5,9 @@ import re
 from annotation_world import START, add_user, browser, comparison, comparisons, publish_rows
 from sqlalchemy import select
 
-from annotation.labelling import Answer, submit
+from annotation import work_queue
+from annotation.batches import new_item
+from annotation.labelling import Answer, fingerprint, sides, submit
 from annotation.storage.schema import Entry
 from annotation.work_queue import claim
 from data_contracts.ratings import Rating
@@ -45,7 +47,7 @@ def test_without_script_a_form_leads_to_the_next_item(service, app):
     publish_rows(service.database, comparisons(2))
     ann = browser(service, app, "ann")
     first = ann.open()
-    form = {"submission_id": first.submission_id, "choice": "left-better"}
+    form = {"submission_id": first.submission_id, "shown": first.shown, "choice": "left-better"}
     reply = ann.post(f"/slots/{first.slot_id}/label", form)
     assert (reply.status_code, reply.headers["location"]) == (303, "/tasks/helpfulness")
     second = ann.open()
@@ -78,6 +80,57 @@ def test_reloading_shows_the_same_item_with_the_same_sides(service, app):
     ann = browser(service, app, "ann")
     pages = [ann.open() for _ in range(4)]
     assert len({(page.slot_id, page.left, page.right) for page in pages}) == 1
+
+
+def held_again(service, app, clock, monkeypatch, second_draw: int):
+    """Ann and two pages of hers of one item: in between somebody else had it."""
+    draws = iter([0, 0, second_draw])
+    monkeypatch.setattr(work_queue.secrets, "randbelow", lambda _: next(draws))
+    publish_rows(service.database, comparisons(1))
+    ann, bob = browser(service, app, "ann"), browser(service, app, "bob")
+    pages = [ann.open()]
+    clock.move(minutes=31)
+    assert bob.open().slot_id == pages[0].slot_id
+    clock.move(minutes=31)
+    pages.append(ann.open())
+    assert pages[1].slot_id == pages[0].slot_id
+    return ann, *pages
+
+
+def test_a_page_with_other_sides_than_the_items_new_hold_is_refused(
+    service, app, clock, monkeypatch
+):
+    ann, old, new = held_again(service, app, clock, monkeypatch, second_draw=1)
+    assert (old.left, old.right) == (new.right, new.left)
+    reply = ann.label(old, "left-better", edited_response="Better by hand")
+    assert reply.status_code == 409
+    assert "may have changed sides" in reply.text
+    assert entries(service) == []
+    assert ann.label(new, "left-better").status_code == 200
+    assert entries(service)[0].pick == "b"
+
+
+def test_an_old_page_with_the_same_sides_still_counts(service, app, clock, monkeypatch):
+    ann, old, _ = held_again(service, app, clock, monkeypatch, second_draw=0)
+    assert ann.label(old, "left-better").status_code == 200
+    assert entries(service)[0].pick == "a"
+
+
+def test_a_client_that_shows_nothing_says_nothing_of_its_sides(service, app):
+    publish_rows(service.database, comparisons(1))
+    ann = browser(service, app, "ann")
+    page = ann.open()
+    assert ann.label(page, shown="0" * 64).status_code == 409
+    assert ann.label(page, shown="").status_code == 200
+
+
+def test_what_a_form_says_of_its_sides_tells_nothing_of_their_models():
+    """The same two texts are the same, whichever of them is the comparison's first."""
+    item = new_item(1, 1, comparison("c0", response_a="one", response_b="two"), None)
+    turned = new_item(1, 2, comparison("c1", response_a="two", response_b="one"), None)
+    shown = fingerprint(sides(item, is_swapped=False))
+    assert shown == fingerprint(sides(turned, is_swapped=True))
+    assert shown != fingerprint(sides(item, is_swapped=True))
 
 
 def test_no_page_names_a_model_or_its_temperature(service, app):

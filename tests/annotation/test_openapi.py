@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import update
 from starlette.types import Message, Receive, Scope, Send
 
 from annotation.accounts import MIN_PASSWORD_LENGTH, invite
+from annotation.labelling import fingerprint
 from annotation.model_server.app import create_model_app
 from annotation.model_server.engine import Engine
 from annotation.settings import AnnotationSettings, LiveModel
@@ -29,6 +31,12 @@ SCHEMATHESIS = "schemathesis==4.32.5"
 NUM_ROWS = 20
 MAX_IDS = {"slot_id": 2 * NUM_ROWS}
 """What is drawn up to here mostly exists. Few items, since those that are retired take no label."""
+
+TEXTS = {"response_a": "One answer", "response_b": "Another answer"}
+SHOWN = [
+    fingerprint({"left": left, "right": right}) for left, right in permutations(TEXTS.values())
+]
+"""What a label's form may say of its sides: all items have the same texts."""
 
 ACCOUNT_FORM = "Body_accept_invitation_invitations__token__post"
 MUST_GO_THROUGH = {
@@ -110,6 +118,9 @@ def schema_for(app: FastAPI, csrf: str, invitations: list[str]) -> dict:
         if "csrf" in fields:
             fields["csrf"] = {"type": "string", "const": csrf}
             form["required"] = [*form.get("required", []), "csrf"]
+        if "shown" in fields:
+            fields["shown"] = {"type": "string", "enum": SHOWN}
+            form["required"] = [*form.get("required", []), "shown"]
         if "submission_id" in fields:
             # else all forms are tried with the same shortest one, and it is used up by the first
             fields["submission_id"]["pattern"] = f"^form{number}-[a-z0-9]{{4,12}}$"
@@ -134,7 +145,8 @@ def hold_everything(database: Database, user: User) -> None:
 
 
 def test_the_annotation_service_has_no_server_error(schemathesis, database, clock, tmp_path, model):
-    publish_rows(database, comparisons(NUM_ROWS) + comparisons(NUM_ROWS, "safety"))
+    rows = comparisons(NUM_ROWS) + comparisons(NUM_ROWS, "safety")
+    publish_rows(database, [row | TEXTS for row in rows])
     live = (LiveModel(url=model, model="v2"), LiveModel(url=model, model="v1"))
     service = Service(database, AnnotationSettings(live_models=live, max_new_tokens=8), clock)
     app = create_app(service)

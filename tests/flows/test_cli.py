@@ -107,6 +107,26 @@ def test_one_stage_alone(home: str) -> None:
     assert "stale: v2/ppo, since v2/reward_model-safety:model is another one now" in one.stdout
 
 
+def test_the_same_digests_validate_nothing_that_was_stale_before(home: str) -> None:
+    stage = ("stage", "reward_model", "--version", "2", "--domain", "safety", "--home", home)
+    other = ("--set", "safety_rm.num_epochs=7")
+    rlhf(*stage, *other)
+    again = rlhf(*stage, *other, "--force")
+    assert "the same digests as before\n" in again.stdout
+    assert "stays valid" not in again.stdout
+    assert "stale: v2/ppo" in again.stdout
+    cascade = rlhf(*stage, *other, "--cascade")
+    assert "v2/evaluate:win_rates" in cascade.stdout
+    assert "everything downstream stays valid" in rlhf(*stage, *other, "--force").stdout
+
+
+def test_a_forced_node_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    for command in ("run", "plan"):
+        refused = paragraph(rlhf(command, "--recipe", "demo", "--force", "pppo"))
+        assert "no node 'pppo'. Take one of sandbox_world, " in refused
+    assert not (tmp_path / "rlhf_home").exists()
+
+
 def test_a_home_holds_one_product(home: str) -> None:
     for command in (("stage", "sft"), ("status",), ("models",)):
         of_another = rlhf(*command, "--recipe", "real", "--home", home)

@@ -9,6 +9,7 @@ from fake_stages import walk_all
 from data_contracts.ratings import Domain
 from flows import gates
 from flows.gates import Verdict, judge, record
+from flows.models import model_digests
 from flows.recipe import Recipe
 from flows.runner import Walk
 
@@ -45,7 +46,7 @@ class Tables:
 
 def promoted(monkeypatch: pytest.MonkeyPatch, tables: Tables) -> list[str]:
     monkeypatch.setattr(gates, "Heads", lambda store, ledger: tables)
-    return judge(None, None, 2).promoted()  # pyright: ignore[reportArgumentType]
+    return judge(None, None, 2, {}).promoted()  # pyright: ignore[reportArgumentType]
 
 
 GOOD = {"helpfulness": (0.6, 0.7), "safety": (0.5, 0.6)}
@@ -80,7 +81,7 @@ def test_what_passes(
 def test_the_champion_moves_forward_only(new_walk: NewWalk, recipe: Recipe):
     walk = new_walk(recipe, tracked=True)
     walk_all(walk)
-    verdict = judge(walk.store, walk.ledger, 1)
+    verdict = judge(walk.store, walk.ledger, 1, model_digests(recipe, walk.ledger, 1))
     assert verdict.promoted() == ["helpfulness-rm", "safety-rm", "policy"]
     record(walk.store, verdict)
     content = walk.store.read("gates/v1.json")

@@ -6,6 +6,7 @@ import pytest
 from fake_stages import SHORT, walk_all
 
 from data_contracts import provenance
+from data_contracts.errors import UserError
 from flows import planner
 from flows.cascade import rerun
 from flows.node import NodeId
@@ -76,6 +77,12 @@ def test_forced_nodes_are_named_by_node_stage_or_version(new_walk: NewWalk, reci
     assert runs(steps(walk, recipe, "v2/evaluate")) == ["v2/evaluate"]
     assert runs(steps(walk, recipe, "ppo")) == ["v2/ppo", "v2/evaluate"]
     assert steps(walk, recipe, "reward_model")["v1/reward_model-safety"].reason == "forced"
+
+
+@pytest.mark.parametrize("name", ["pppo", "v9/ppo", "v1/ppo", "base/ppo"])
+def test_a_forced_node_that_there_is_not_is_refused(recipe: Recipe, name: str) -> None:
+    with pytest.raises(UserError, match=f"no node '{name}'. Take one of sandbox_world, .*ppo"):
+        plan(recipe, None, None, ["ppo", name])
 
 
 def test_a_lost_or_damaged_output_is_made_again(new_walk: NewWalk, recipe: Recipe) -> None:

@@ -63,6 +63,44 @@ def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
     assert recipe.pretrain.source_weights == load_recipe("real").pretrain.source_weights
 
 
+def test_a_file_extends_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "products").mkdir(parents=True)
+    (folder / "team.yaml").write_text("extends: real\nproduct: team\nseed: 7\n")
+    mine = folder / "products" / "mine.yaml"
+    mine.write_text("extends: ../team.yaml\nproduct: mine\n")
+    (tmp_path / "team.yaml").write_text("extends: demo\nseed: 1\n")
+    monkeypatch.chdir(folder)
+    for source in ("products/mine.yaml", str(mine)):  # a worker reads it from a folder of its own
+        recipe = load_recipe(source)
+        assert (recipe.name, recipe.product, recipe.seed) == ("mine", "mine", 7)
+        monkeypatch.chdir(tmp_path)
+
+
+def test_extends_names_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the current folder is not meant, nor a folder that has a recipe's name."""
+    (tmp_path / "team.yaml").write_text("extends: demo\n")
+    folder = tmp_path / "recipes"
+    (folder / "real").mkdir(parents=True)
+    mine = folder / "mine.yaml"
+    mine.write_text("extends: team.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    assert f"mine.yaml extends 'team.yaml': there is no such recipe and no file {folder}/" in (
+        problem(str(mine))
+    )
+    mine.write_text("extends: real\n")
+    assert load_recipe(str(mine)).product == load_recipe("real").product
+
+
+def test_files_that_extend_each_other(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    mine.write_text("extends: mine.yaml\n")
+    assert f"stands on itself: {mine} extends {mine}." in problem(str(mine))
+    mine.write_text("extends: other.yaml\n")
+    other.write_text("extends: ./mine.yaml\n")
+    assert f"{mine} extends {other} extends {mine}." in problem(str(mine))
+
+
 def test_a_recipe_survives_being_written_down(tmp_path: Path) -> None:
     recipe = load_recipe("real", data_dir=str(tmp_path))
     file = tmp_path / "recipe.json"
@@ -86,6 +124,16 @@ def test_an_unknown_key_is_named_with_the_nearest_one(tmp_path: Path) -> None:
         ("ppo.kl_beta", "--set ppo.kl_beta is not key=value"),
         ("ppo.kl_beta=[1", "is not valid YAML"),
         ("pretrain.sequence_length=100000", "sequence_length 100000 exceeds"),
+        ("launch.by_stage.ppo=0", "launch.by_stage.ppo: input should be greater than 0, not 0"),
+        ("launch.by_stage.ppo=1.5", "launch.by_stage.ppo: input should be a valid integer"),
+        ("launch.timeout_minutes.sft=-1", "launch.timeout_minutes.sft: input should be greater"),
+        ("launch.timeout_minutes.sft=0", "launch.timeout_minutes.sft: input should be greater"),
+        ("launch.timeout_minutes.sft=.inf", "launch.timeout_minutes.sft: input should be less"),
+        ("launch.timeout_minutes.sft=.nan", "launch.timeout_minutes.sft: input should be "),
+        ("launch.patience_minutes=.inf", "launch.patience_minutes: input should be less"),
+        ("launch.by_stage.pp=2", "there is no stage pp; the stages are collect_preferences, "),
+        ("launch.timeout_minutes.runtime=2", "there is no stage runtime; "),
+        ("launch.pools.models=a100", "there is no stage models; "),
     ],
 )
 def test_a_wrong_value_is_one_paragraph(setting: str, words: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_deploying_needs_a_server():
 
 def test_a_recipe_is_asked_for():
     assert "Add --recipe" in paragraph(rlhf("up"))
+
+
+@pytest.mark.parametrize(
+    ("secret", "ends"), [("", ""), ("admin:secret1", " PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
+)
+def test_the_shells_variables_are_printed(
+    secret: str, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And the secret itself is not."""
+    from flows.standing.up import Servers
+
+    def started(self: Servers, announce: Callable[[], None]) -> None:
+        announce()
+
+    monkeypatch.setattr(Servers, "run", started)
+    monkeypatch.setattr(Addresses, "check", lambda self, secret: None)
+    out = rlhf(
+        *("up", "--recipe", "demo", "--home", str(tmp_path / "home"), "--prefect-port", "4321"),
+        PREFECT_SERVER_API_AUTH_STRING=secret,
+    )
+    assert out.exit_code == 0, out.output
+    assert f"export PREFECT_API_URL=http://127.0.0.1:4321/api{ends}\n" in out.stdout
+    assert "secret1" not in out.output
 
 
 def test_a_second_one_is_refused_with_the_pid_of_the_first(tmp_path: Path):

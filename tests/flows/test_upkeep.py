@@ -1,5 +1,6 @@
 """History, rollback, fsck and gc of a home that fake stages have filled."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_stages import walk_all
@@ -20,6 +22,8 @@ from flows.occupied import claim
 from flows.planner import plan
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk
+from stages.runtime.attempts import new_attempt
+from stages.runtime.stage import stage_module
 
 NewWalk = Callable[..., Walk]
 SMALL = ["num_versions=1"]
@@ -83,6 +87,29 @@ def test_history_lists_heads_with_digests_and_times(new_walk: NewWalk, home: Pat
     assert first[1][:12] in shown
     assert found[0]["at"].split("+")[0] in shown
     assert "base" in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--stage", "nosuch"], "nosuch has no history in"),
+        (["--version", "99"], "v99 has no history in"),
+        (["--version", "0", "--stage", "ppo"], "ppo of base has no history in"),
+    ],
+    ids=["stage", "version", "both"],
+)
+def test_a_history_of_nothing_is_refused(
+    new_walk: NewWalk, home: Path, asked: list[str], message: str
+) -> None:
+    run(new_walk, "num_versions=0")
+    result = rlhf(home, "history", *asked)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_the_history_of_an_empty_home_is_empty(home: Path) -> None:
+    Store.open(home)
+    assert rlhf(home, "history", "--json").stdout.strip() == "[]"
 
 
 def test_rollback_stands_until_settings_change_and_what_is_downstream_follows(
@@ -308,8 +335,80 @@ def test_gc_keeps_what_the_next_run_resumes_from(new_walk: NewWalk, home: Path) 
     attempt = store.new_attempt(key)
     (attempt.parent / "checkpoints" / "step-00000002").write_text("weights")
     age(home, 100)
-    assert rlhf(home, "gc").exit_code == 0
+    result = rlhf(home, "gc", "--older-than", "0", "--unfinished")
+    assert result.exit_code == 0, result.output
     assert (attempt.parent / "checkpoints" / "step-00000002").exists()
+    assert f"work/{key}/checkpoints  0.0 MB  kept: the recipe's next run" in result.stdout
+
+
+def stopped_run(home: Path, how: str) -> Path:
+    """The checkpoint of a run of sft that was stopped, by force or with other settings."""
+    store = Store.open(home)
+    finished = store.recorded(head(home, "sft", 0)[0])
+    assert finished is not None
+    key = finished.key if how == "forced" else "f" * 64
+    config = stage_module("sft").Config.model_validate(finished.config)
+    new_attempt(store, key, config, forced=how == "forced")
+    checkpoint = store.work_folder(key) / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    # the next one found the disk full, and could not write a word about itself
+    store.new_attempt(key)
+    return checkpoint
+
+
+def starts_from(home: Path, checkpoint: Path, how: str) -> bool:
+    """Whether the same command finds the checkpoint."""
+    store = Store.open(home)
+    finished = store.recorded(head(home, "sft", 0)[0])
+    assert finished is not None
+    config = stage_module("sft").Config.model_validate(finished.config)
+    new_attempt(store, checkpoint.parents[1].name, config, forced=how == "forced")
+    return checkpoint.exists()
+
+
+@pytest.mark.parametrize("how", ["forced", "other settings"])
+def test_gc_keeps_what_a_stopped_run_was_promised_to_go_on_from(
+    new_walk: NewWalk, home: Path, how: str
+) -> None:
+    run(new_walk, "num_versions=0")
+    checkpoint = stopped_run(home, how)
+    age(home, 6)
+    result = rlhf(home, "gc", "--older-than", "0")
+    assert result.exit_code == 0, result.output
+    name = checkpoint.parent.relative_to(home)
+    assert f"{name}  0.0 MB  kept: a run that has not finished resumes from it" in result.stdout
+    assert starts_from(home, checkpoint, how)
+
+
+@pytest.mark.parametrize("how", ["forced", "other settings"])
+@pytest.mark.parametrize(
+    ("days", "option"), [(6, "--unfinished"), (8, "")], ids=["given up", "after a week"]
+)
+def test_gc_frees_what_a_stopped_run_left_when_it_is_given_up(
+    new_walk: NewWalk, home: Path, how: str, days: float, option: str
+) -> None:
+    run(new_walk, "num_versions=0")
+    checkpoint = stopped_run(home, how)
+    age(home, days)
+    result = rlhf(home, "gc", "--older-than", "0", *filter(None, [option]))
+    assert result.exit_code == 0, result.output
+    assert not checkpoint.exists()
+    assert "kept" not in result.stdout
+
+
+def test_gc_frees_the_checkpoints_of_an_attempt_that_has_finished(
+    new_walk: NewWalk, home: Path
+) -> None:
+    """Its process was killed between the manifest and their removal."""
+    run(new_walk, "num_versions=0")
+    key, _ = head(home, "sft", 0)
+    checkpoint = home / "work" / key / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    result = rlhf(home, "gc", "--older-than", "0")
+    assert f"work/{key}/checkpoints  0.0 MB  nothing resumes from it" in result.stdout
+    assert not checkpoint.exists()
 
 
 def test_gc_keeps_registered_models(new_walk: NewWalk, home: Path) -> None:
@@ -369,6 +468,47 @@ def test_upkeep_refuses_beside_a_live_process_with_its_pid(home: Path, lock: str
     finally:
         holder.kill()
         holder.communicate()
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock can be opened for writing, as on a read-only mount."""
+    real = Path.open
+
+    def refuse(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".lock" and mode != "r":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+def test_what_changes_nothing_needs_no_lock_in_a_read_only_home(
+    new_walk: NewWalk, home: Path, read_only: None
+) -> None:
+    store = Store.open(home)
+    damaged = f"manifests/{'f' * 64}.json"
+    store.write(damaged, b"{")
+    looked = rlhf(home, "fsck")
+    assert (looked.exit_code, f"{damaged}: it is damaged" in looked.stdout) == (1, True)
+    dry = rlhf(home, "gc", "--dry-run")
+    assert (dry.exit_code, dry.stdout) == (0, "would free 0.0 MB\n"), dry.output
+    for command in (["gc"], ["stage", "sandbox_world", "--recipe", "demo"]):
+        refused = rlhf(home, *command)
+        assert refused.exit_code == 2
+        assert "Cannot open the lock" in refused.stderr
+        assert "Read-only file system" in refused.stderr
+
+
+@pytest.mark.parametrize("lock", ["runs", "f" * 64], ids=["run", "stage-by-hand"])
+def test_a_check_of_a_read_only_home_is_refused_beside_a_run_all_the_same(
+    home: Path, lock: str, request: pytest.FixtureRequest
+) -> None:
+    with Store.open(home).lock(lock):
+        request.getfixturevalue("read_only")
+        result = rlhf(home, "fsck")
+    assert result.exit_code == 2
+    assert f"Process {os.getpid()} on" in result.stderr
 
 
 def test_upkeep_of_no_home_makes_none(home: Path) -> None:

@@ -20,7 +20,7 @@ from annotation.batches import (
     standing,
 )
 from annotation.labelling import adjudicate
-from annotation.refusals import NotThereError
+from annotation.refusals import NotThereError, NotYoursError
 from annotation.statistics import Judgement, disagreements, judgements
 from annotation.storage.schema import Batch, BatchState, Entry, EntryKind, Item
 from annotation.web.fields import (
@@ -34,7 +34,7 @@ from annotation.web.fields import (
 )
 from annotation.web.pages.tasks import checked_answer, new_submission_id
 from annotation.web.rendering import page, see
-from annotation.web.visitors import Lead, ServiceDep
+from annotation.web.visitors import Lead, Service, ServiceDep, Visitor
 from data_contracts.ratings import Domain
 
 router = APIRouter(prefix="/lead")
@@ -101,28 +101,33 @@ def disagreement_page(request: Request, service: ServiceDep, visitor: Lead, week
         found = _undecided(session, week)
         shown = list(found)[:SHOWN_DISAGREEMENTS]
         waiting = [(session.get_one(Item, item_id), found[item_id]) for item_id in shown]
-    return page(
-        request,
-        "disagreements.html",
-        visitor,
-        week=week,
-        waiting=waiting,
-        num_waiting=len(found),
-        submission_ids=[new_submission_id() for _ in waiting],
-    )
+    context = {"week": week, "num_waiting": len(found), "error": None}
+    return _to_decide(request, visitor, waiting, **context)
+
+
+def _to_decide(
+    request: Request,
+    visitor: Visitor,
+    waiting: list[tuple[Item, list[Judgement]]],
+    status: int = 200,
+    **context: Any,
+) -> Response:
+    """Items with their labels, each over a form for a decision."""
+    context["submission_ids"] = [new_submission_id() for _ in waiting]
+    return page(request, "disagreements.html", visitor, status, waiting=waiting, **context)
 
 
 def _undecided(session: Session, week: int) -> dict[int, list[Judgement]]:
     """Disagreements of a batch that wait for a decision, by item."""
     decision = exists().where(Entry.item_id == Item.id, Entry.kind == EntryKind.adjudication)
-    closed = session.scalars(select(Item.id).where(Item.week == week, Item.is_retired | decision))
-    settled = set(closed)
+    settled = set(session.scalars(select(Item.id).where(Item.week == week, decision)))
     found = disagreements(judgements(session, week))
     return {item_id: labels for item_id, labels in found.items() if item_id not in settled}
 
 
 @router.post("/items/{item_id}/decision")
 def decide(
+    request: Request,
     service: ServiceDep,
     visitor: Lead,
     item_id: RowId,
@@ -140,11 +145,27 @@ def decide(
         left_is_safe=is_safe(safety_a),
         right_is_safe=is_safe(safety_b),
     )
-    with service.database.writing() as session:
-        item = _item(session, item_id)
-        adjudicate(session, visitor.user, item, answer, service.now())
-        audit(session, service.now(), visitor.user.username, "decide", item.comparison_id)
+    try:
+        with service.database.writing() as session:
+            item = _item(session, item_id)
+            adjudicate(session, visitor.user, item, answer, service.now())
+            audit(session, service.now(), visitor.user.username, "decide", item.comparison_id)
+    except NotYoursError as error:
+        return _decide_again(request, service, visitor, item_id, error)
     return see(f"/lead/batches/{item.week}/disagreements")
+
+
+def _decide_again(
+    request: Request, service: Service, visitor: Visitor, item_id: int, error: NotYoursError
+) -> Response:
+    """An item whose decision was not kept, with a new form: what is decided already is not in the
+    list any more."""
+    with service.database.reading() as session:
+        item = session.get_one(Item, item_id)
+        labels = disagreements(judgements(session, item.week)).get(item_id, [])
+        num_waiting = len(_undecided(session, item.week))
+    context = {"week": item.week, "num_waiting": num_waiting, "error": error}
+    return _to_decide(request, visitor, [(item, labels)], error.status, **context)
 
 
 @router.post("/items/{item_id}/retirement")

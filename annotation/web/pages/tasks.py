@@ -9,11 +9,20 @@ from pydantic import ValidationError
 
 from annotation import guidelines
 from annotation.batches import open_batch, progress
-from annotation.labelling import Answer, Pass, last_label, pass_on, submit, undo
+from annotation.labelling import (
+    Answer,
+    Pass,
+    fingerprint,
+    last_label,
+    pass_on,
+    sides,
+    submit,
+    undo,
+)
 from annotation.refusals import RefusedError
 from annotation.statistics import annotator_row, judgements
 from annotation.storage.schema import Slot
-from annotation.web.fields import Choice, RowId, SafetyAnswer, SubmissionId, is_safe
+from annotation.web.fields import Choice, RowId, SafetyAnswer, Shown, SubmissionId, is_safe
 from annotation.web.rendering import is_htmx, page, see
 from annotation.web.visitors import Annotator, Service, ServiceDep, Visitor
 from annotation.work_queue import claim, renew
@@ -58,6 +67,7 @@ def label(
     left_safety: SafetyAnswer = "",
     right_safety: SafetyAnswer = "",
     edited_response: Annotated[str, Form()] = "",
+    shown: Shown = "",
 ) -> Response:
     """Keep a choice with its rating; on the disk before this answers."""
     side, _, rating = choice.partition("-")
@@ -68,6 +78,7 @@ def label(
         left_is_safe=is_safe(left_safety),
         right_is_safe=is_safe(right_safety),
         edited_response=edited_response,
+        shown=shown or None,
     )
     with service.database.writing() as session:
         entry = submit(session, visitor.user, slot_id, answer, service.now())
@@ -158,26 +169,20 @@ def _go(request: Request, path: str) -> Response:
 
 def _work(service: Service, visitor: Visitor, domain: Domain, slot: Slot | None) -> dict[str, Any]:
     """What the work area shows."""
+    shown = None if slot is None else sides(slot.item, slot.is_swapped)
     with service.database.reading() as session:
         batch = open_batch(session)
         return {
             "domain": domain,
             "slot": slot,
-            "sides": None if slot is None else sides(slot),
+            "sides": shown,
+            "fingerprint": None if shown is None else fingerprint(shown),
             "submission_id": new_submission_id(),
             "undo_id": new_submission_id(),
             "progress": None if batch is None else progress(session, batch.week),
             "can_undo": last_label(session, visitor.user) is not None,
             "markdown": guidelines.current(session, domain),
         }
-
-
-def sides(slot: Slot) -> dict[str, str]:
-    """The two responses as this holder sees them; which model wrote which is not told."""
-    item = slot.item
-    if slot.is_swapped:
-        return {"left": item.response_b, "right": item.response_a}
-    return {"left": item.response_a, "right": item.response_b}
 
 
 def new_submission_id() -> str:

@@ -7,7 +7,7 @@ const isWriting = (element) =>
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || isWriting(event.target)) return;
   const target = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
-  if (target === null || target.disabled) return;
+  if (target === null || target.disabled || target.closest("[hidden]")) return;
   event.preventDefault();
   target.click();
   const field = target.parentElement.open && target.parentElement.querySelector("textarea, input[name=reason]");
@@ -53,7 +53,11 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   notSaved();
 });
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.target.id === "notice") return;
+  if (event.target.id === "notice") {
+    // a first label that was kept without the page's knowledge can be taken back now
+    if (event.detail.xhr.status === 409) document.getElementById("undo")?.removeAttribute("hidden");
+    return;
+  }
   document.getElementById("notice").replaceChildren();
   window.scrollTo(0, 0);
   const heading = document.querySelector("#work h1");
