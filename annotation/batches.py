@@ -5,10 +5,10 @@ after that (an annotator was at it, the batch was re-opened) goes out with the n
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -33,6 +33,8 @@ from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from data_contracts.splits import split_of
+
+T = TypeVar("T")
 
 
 class BatchPlan(Contract):
@@ -79,16 +81,10 @@ def publish(
 ) -> int:
     """Put comparisons up for labelling; returns how many are new.
 
-    Rows that are there already, in whichever week, stay as they are, so publishing again is safe.
-    `gold` names the right choice by comparison id: such an item checks annotators and is never
-    delivered.
-
-    Raises UserError where an id is there already with other texts: their labels would be mixed up.
+    Rows that are there already, in whichever week, stay as they are, so publishing again is safe:
+    what is delivered are the texts that were labelled. `gold` names the right choice by comparison
+    id: such an item checks annotators and is never delivered.
     """
-    rows = sorted(comparisons, key=lambda row: row["comparison_id"])
-    known = items_named(session, [row["comparison_id"] for row in rows])
-    for row in rows:
-        _check_texts(row, known.get(row["comparison_id"]))
     batch = session.get(Batch, week)
     if batch is None:
         batch = Batch(
@@ -101,6 +97,8 @@ def publish(
         )
         session.add(batch)
         session.flush()
+    rows = sorted(comparisons, key=lambda row: row["comparison_id"])
+    known = set(session.scalars(select(Item.comparison_id)))
     new = [row for row in rows if row["comparison_id"] not in known]
     random.Random(f"{plan.seed}/{week}").shuffle(new)
     first = session.scalar(select(func.max(Item.position)).where(Item.week == week)) or 0
@@ -114,23 +112,31 @@ def publish(
 def items_named(session: Session, comparison_ids: Sequence[str]) -> dict[str, Item]:
     """The items that there are of these comparisons, by comparison id, in whichever week."""
     found: dict[str, Item] = {}
-    for start in range(0, len(comparison_ids), _IDS_A_QUERY):
-        some = comparison_ids[start : start + _IDS_A_QUERY]
+    for some in pieces(comparison_ids):
         items = session.scalars(select(Item).where(Item.comparison_id.in_(some)))
         found |= {item.comparison_id: item for item in items}
     return found
 
 
-_IDS_A_QUERY = 1_000
-"""Both databases allow so many parameters, and more."""
+def pieces(ids: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many ids at a time as any database takes in one query."""
+    for start in range(0, len(ids), _IDS_A_QUERY):
+        yield ids[start : start + _IDS_A_QUERY]
 
 
-def _check_texts(row: Mapping[str, Any], item: Item | None) -> None:
-    if item and _texts(row) != (item.messages, item.response_a, item.response_b):
-        raise UserError(
-            f"Comparison {item.comparison_id} is in week {item.week} already, with other texts",
-            "Give each comparison an id of its own, or publish the texts that are there",
-        )
+_IDS_A_QUERY = 900
+
+
+def refuse_other_texts(rows: Iterable[Mapping[str, Any]], known: Mapping[str, Item]) -> None:
+    """Raise UserError where an id of a user's file is there already with other texts: whoever gave
+    the file would take the labels for labels of his texts. `known` is of `items_named`."""
+    for row in rows:
+        item = known.get(row["comparison_id"])
+        if item and _texts(row) != (item.messages, item.response_a, item.response_b):
+            raise UserError(
+                f"Comparison {item.comparison_id} is in week {item.week} already, with other texts",
+                "Give each comparison an id of its own, or publish the texts that are there",
+            )
 
 
 def _texts(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str, str]:

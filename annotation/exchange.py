@@ -4,14 +4,15 @@ import hashlib
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from annotation.batches import BatchPlan, items_named, publish
+from annotation.batches import BatchPlan, items_named, pieces, publish, refuse_other_texts
 from annotation.comparable import check_comparable
 from annotation.formats import argilla, flat, label_studio
 from annotation.formats.records import Record, RecordedLabel
@@ -26,7 +27,7 @@ from annotation.storage.schema import (
     SlotState,
     User,
 )
-from annotation.work_queue import current_labels, is_uncorrected, new_slot
+from annotation.work_queue import current_labels, is_uncorrected, lock_user, new_slot
 from data_contracts.errors import UserError
 
 NO_PASSWORD = "!"
@@ -125,15 +126,11 @@ def import_records(
     check_comparable(rows, "The import")
     _check_labels(given)
     names = [record.comparison_id for record in given]
-    _check_week(items_named(session, names).values(), week)
+    known = items_named(session, names)
+    _check_week(known.values(), week)
+    refuse_other_texts(rows, known)
     num_items = publish(session, week, rows, plan, now)
-    items = items_named(session, names)
-    added = [
-        _add_label(session, items[record.comparison_id], label, now)
-        for record in given
-        for label in record.labels
-    ]
-    return num_items, sum(added)
+    return num_items, _add_labels(session, items_named(session, names), given, now)
 
 
 def _check_week(items: Iterable[Item], week: int) -> None:
@@ -156,19 +153,58 @@ def _check_labels(given: list[Record]) -> None:
             )
 
 
-def _add_label(session: Session, item: Item, label: RecordedLabel, now: datetime) -> bool:
-    """Keep a label that is not here yet; returns whether it is new."""
-    user = _annotator(session, label.annotator, now)
-    # locked first: whoever is at the item just now has labelled it before we look, or waits for us
-    slots = session.scalars(
-        select(Slot).where(Slot.item_id == item.id).order_by(Slot.number).with_for_update(of=Slot)
-    ).all()
-    entry = _entry(item, user, label, now)
-    if _is_here(session, item, entry, label):
-        return False
-    entry.slot_id = _slot_for(session, slots, item, user).id
-    session.add(entry)
-    return True
+def _add_labels(
+    session: Session, items: Mapping[str, Item], given: list[Record], now: datetime
+) -> int:
+    """Keep the labels that are not here yet; returns how many those are.
+
+    Locks are taken in one order, everywhere: users by id (`_annotators`), then items.
+    """
+    users = _annotators(session, given, now)
+    history = _history(session, items.values())
+    num_new = 0
+    for record in sorted(given, key=lambda record: items[record.comparison_id].id):
+        item = items[record.comparison_id]
+        for label in record.labels:
+            entry = _entry(item, users[label.annotator], label, now)
+            earlier = history[item.id, entry.user_id]
+            if not _is_here(earlier, entry, label, item):
+                entry.slot_id = _slot_for(session, item, users[label.annotator]).id
+                session.add(entry)
+                earlier.append(_Kept(entry.submission_id, _said(entry), entry.created_at, True))
+                num_new += 1
+    return num_new
+
+
+class _Kept(NamedTuple):
+    """What an annotator has said of an item before."""
+
+    submission_id: str
+    said: tuple[str | None, ...]
+    at: datetime
+    stands: bool
+    """Whether it has not been taken back."""
+
+
+def _history(session: Session, items: Iterable[Item]) -> defaultdict[tuple[int, int], list[_Kept]]:
+    """The labels that there are of these items, by item and user; taken back or not."""
+    found: defaultdict[tuple[int, int], list[_Kept]] = defaultdict(list)
+    for some in pieces([item.id for item in items]):
+        rows = session.execute(
+            select(
+                Entry.item_id,
+                Entry.user_id,
+                Entry.submission_id,
+                Entry.created_at,
+                is_uncorrected().label("stands"),
+                *(getattr(Entry, name) for name in _SAID),
+            )
+            .where(Entry.item_id.in_(some))
+            .where(Entry.kind == EntryKind.label, Entry.purpose == SlotPurpose.collect)
+        )
+        for item_id, user_id, submission_id, at, stands, *said in rows:
+            found[item_id, user_id].append(_Kept(submission_id, tuple(said), at, stands))
+    return found
 
 
 def _entry(item: Item, user: User, label: RecordedLabel, now: datetime) -> Entry:
@@ -186,23 +222,19 @@ def _entry(item: Item, user: User, label: RecordedLabel, now: datetime) -> Entry
     )
 
 
-def _is_here(session: Session, item: Item, entry: Entry, label: RecordedLabel) -> bool:
-    """Whether a label is here, or was and has been taken back since.
+def _is_here(history: Iterable[_Kept], entry: Entry, label: RecordedLabel, item: Item) -> bool:
+    """Whether a label is among its annotator's of the item, or was and has been taken back since.
 
-    Raises UserError where the label of that annotator that stands is another one.
+    Raises UserError where the one that stands is another one.
     """
-    history = session.execute(
-        select(Entry, is_uncorrected())
-        .where(Entry.item_id == item.id, Entry.user_id == entry.user_id)
-        .where(Entry.kind == EntryKind.label, Entry.purpose == SlotPurpose.collect)
-    ).all()
+    said = _said(entry)
     if any(
         kept.submission_id == entry.submission_id
-        or (_said(kept) == _said(entry) and (stands or kept.created_at == label.created_at))
-        for kept, stands in history
+        or (kept.said == said and (kept.stands or kept.at == label.created_at))
+        for kept in history
     ):
         return True
-    if any(stands for _, stands in history):
+    if any(kept.stands for kept in history):
         raise UserError(
             f"{label.annotator!r} has another label of comparison {item.comparison_id} here",
             "A label is never overwritten: take this one out of the file. If the one that is here "
@@ -211,13 +243,19 @@ def _is_here(session: Session, item: Item, entry: Entry, label: RecordedLabel) -
     return False
 
 
+_SAID = ("pick", "rating", "safety_label", "edited_response")
+
+
 def _said(entry: Entry) -> tuple[str | None, ...]:
-    return entry.pick, entry.rating, entry.safety_label, entry.edited_response
+    return tuple(getattr(entry, name) for name in _SAID)
 
 
-def _slot_for(session: Session, slots: Sequence[Slot], item: Item, user: User) -> Slot:
+def _slot_for(session: Session, item: Item, user: User) -> Slot:
     """The slot of the item that the annotator holds, else a free one, now done; one more where all
     are taken."""
+    slots = session.scalars(
+        select(Slot).where(Slot.item_id == item.id).order_by(Slot.number).with_for_update(of=Slot)
+    ).all()
     own = [s for s in slots if s.holder_id == user.id and s.purpose == SlotPurpose.collect]
     free = [slot for slot in slots if slot.state == SlotState.free]
     slot = next(iter(own + free), None)
@@ -228,6 +266,16 @@ def _slot_for(session: Session, slots: Sequence[Slot], item: Item, user: User) -
     slot.holder_id, slot.held_until = user.id, None
     session.flush()
     return slot
+
+
+def _annotators(session: Session, given: Iterable[Record], at: datetime) -> dict[str, User]:
+    """The users of all annotators, by the name that a file has for them, locked: while they are,
+    none of them labels, so what they have said stays as it is."""
+    names = sorted({label.annotator for record in given for label in record.labels})
+    users = {name: _annotator(session, name, at) for name in names}
+    for user in sorted(users.values(), key=lambda user: user.id):
+        lock_user(session, user)
+    return users
 
 
 def _annotator(session: Session, name: str, at: datetime) -> User:

@@ -175,6 +175,8 @@ class _Server:
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children")
         while not (found := children.read_text().split()):
+            if self._process.poll() is not None:
+                raise RuntimeError("the server has ended by itself")
             time.sleep(0.01)  # it has just been started: what it takes over still serves
         return int(found[0])
 

@@ -148,7 +148,7 @@ def stage(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="Then whatever reads an output that has changed.")
+        bool, typer.Option("--cascade", help="Then whatever stands on older outputs of it.")
     ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,

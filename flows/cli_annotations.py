@@ -145,7 +145,7 @@ def publish(
     \b
     - `rlhf annotations publish --week 3 --overlap 2`
     """
-    from annotation.batches import BatchPlan
+    from annotation.batches import BatchPlan, items_named, refuse_other_texts
     from annotation.batches import publish as publish_rows
     from annotation.comparable import check_comparable
     from data_contracts.parquet import read_table
@@ -161,6 +161,7 @@ def publish(
     )
     known_answers = _gold(gold, rows)
     with _database(where, database).writing() as session:
+        refuse_other_texts(rows, items_named(session, [row["comparison_id"] for row in rows]))
         count = publish_rows(session, week, rows, plan, datetime.now(UTC), known_answers)
     typer.echo(f"Batch {week}: {count} new items of {len(rows)}")
 
@@ -254,10 +255,12 @@ def export(
 
 def _awaited_file(where: Places, week: int) -> Path:
     """Where the home's recipe awaits a week's labels, if it does, or else in the home."""
-    from flows.label_weeks import delivery_file
+    from flows.label_weeks import delivery_file, out_of_reach
 
     recipe = _recipe_of(where)
     awaited = delivery_file(recipe, week) if recipe else None
+    if recipe and awaited and (reason := out_of_reach(recipe, awaited)):
+        raise UserError(f"The labels cannot be delivered: {reason}", "Or give --output")
     return awaited or where.local / "annotation" / "deliveries" / f"v{week}.parquet"
 
 

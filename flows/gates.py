@@ -55,8 +55,8 @@ class Verdict(Contract):
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that stand for this very verdict."""
-        # without defaults, an older record has the digest by which a person was asked about it
-        content = self.model_dump_json(exclude_defaults=True)
+        # an older record has the digest by which a person was asked about it
+        content = self.model_dump_json(exclude={"digests"})
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def failed(self) -> list[Gate]:

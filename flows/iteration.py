@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.errors import UserError
+from data_contracts.store import Store
 from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
 from flows.environment import places, prepare
 from flows.gates import Verdict, catch_up, settle
@@ -62,18 +63,19 @@ def rlhf_iteration(
     Returns the pinned outputs with this iteration's added; or the state Skipped, or AwaitingLabels
     when its comparisons are with the annotators. `watch_annotations` goes on from there.
     """
-    walk = open_walk(recipe, home, pinned)
-    given = dict(walk.outputs)
-    with occupied(walk.store), walk.tracker:
-        if version is None:
-            version, is_due = _take_number(walk)
-            if not is_due:
-                message = f"{week_of(datetime.now(UTC))} has its RLHF-V{version}"
-                return Completed(name=SKIPPED, message=message)
-        if pinned is None:
-            _begin(walk, version, force or [])
-            catch_up(walk, version)  # a run of the whole recipe walks them all anyway
-        return _walk_version(walk, version, force or [], given)
+    with occupied(Store.open(home)):  # first: who waits for it reads what there is then
+        walk = open_walk(recipe, home, pinned)
+        given = dict(walk.outputs)
+        with walk.tracker:
+            if version is None:
+                version, is_due = _take_number(walk)
+                if not is_due:
+                    message = f"{week_of(datetime.now(UTC))} has its RLHF-V{version}"
+                    return Completed(name=SKIPPED, message=message)
+            if pinned is None:
+                _begin(walk, version, force or [])
+                catch_up(walk, version)  # a run of the whole recipe walks them all anyway
+            return _walk_version(walk, version, force or [], given)
 
 
 def _take_number(walk: Walk) -> tuple[int, bool]:

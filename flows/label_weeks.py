@@ -38,6 +38,17 @@ def delivery_file(recipe: Recipe, version: int) -> Path | None:
     return None
 
 
+def out_of_reach(recipe: Recipe, file: Path) -> str:
+    """Why a delivery that is written here would not be seen where the iteration runs, or ""."""
+    data = recipe.data_dir.absolute() if recipe.data_dir else None
+    if data is None or data.is_dir() or not file.is_relative_to(data):
+        return ""
+    return (
+        f"{file} lies in the folder of the source files, which is not here. Name a folder of the "
+        "home, with its whole path, in collect_preferences.deliveries"
+    )
+
+
 def publish_comparisons(walk: Walk, version: int, now: datetime) -> int:
     """Put what sample_pairs made up for labelling; returns how many items are new.
 

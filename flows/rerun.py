@@ -10,6 +10,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 
+from data_contracts.store import Store
 from flows.boards import publish_board, publish_overview
 from flows.cascade import Rerun, rerun
 from flows.iteration import open_walk, pass_gates
@@ -64,15 +65,13 @@ def rerun_stage(
         recipe: a recipe's name, its file, or all of its values.
         home: folder or URL of the store.
         force: make it again although it is there.
-        cascade: then whatever reads an output that has changed, as far as that goes.
+        cascade: then whatever follows from it and stands on other outputs than there are now, as
+            far as that goes.
 
     A retry goes on: what this flow run has made by force already, it does not make again.
 
     Returns for every node that ran "same" or "changed".
     """
-    walk = open_walk(recipe, home)
-    walk.recipe = as_far_as_begun(walk.recipe, walk.ledger)
-    wanted = find_nodes(walk.recipe, stage.value, iteration)
     finished = _finished_tasks() if force else set()
 
     def run(node: Node, walk: Walk, forced: bool) -> NodeResult:
@@ -80,12 +79,16 @@ def rerun_stage(
         return run_task(node, walk, [str(node.id)] if is_forced else [])
 
     reruns: list[Rerun] = []
-    with occupied(walk.store), walk.tracker:
-        for done in rerun(wanted, walk, force=force, cascade=cascade, run=run):
-            reruns.append(done)
-            # at once: a retry of a cascade that breaks off later finds this node done
-            if _is_last(done.result.node):
-                pass_gates(walk, done.result.node.id.version)
+    with occupied(Store.open(home)):  # first: who waits for it reads what there is then
+        walk = open_walk(recipe, home)
+        walk.recipe = as_far_as_begun(walk.recipe, walk.ledger)
+        wanted = find_nodes(walk.recipe, stage.value, iteration)
+        with walk.tracker:
+            for done in rerun(wanted, walk, force=force, cascade=cascade, run=run):
+                reruns.append(done)
+                # at once: a retry of a cascade that breaks off later finds this node done
+                if _is_last(done.result.node):
+                    pass_gates(walk, done.result.node.id.version)
     publish_board(iteration, [done.result for done in reruns])
     publish_overview(walk)
     return {str(done.result.node.id): "same" if done.is_same else "changed" for done in reruns}

@@ -17,7 +17,13 @@ from data_contracts.ledger import Ledger
 from data_contracts.store import Store
 from flows.environment import Places, places
 from flows.iteration import as_recipe
-from flows.label_weeks import annotation_database, deliver_labels, delivery_file, progress_of
+from flows.label_weeks import (
+    annotation_database,
+    deliver_labels,
+    delivery_file,
+    out_of_reach,
+    progress_of,
+)
 from flows.numbering import is_complete
 from flows.occupied import HomeOccupied
 from flows.recipe import Recipe
@@ -53,7 +59,7 @@ def _look(recipe: Recipe, where: Places, version: int) -> tuple[bool, str]:
     if file is None:
         return True, f"v{version} waits for no labels"
     if not file.is_file():
-        if reason := _out_of_reach(recipe, file):
+        if reason := out_of_reach(recipe, file):
             return False, f"The labels of v{version} cannot be delivered: {reason}"
         waiting = _deliver(recipe, where, version, file)
         if waiting:
@@ -65,17 +71,6 @@ def _look(recipe: Recipe, where: Places, version: int) -> tuple[bool, str]:
             f"mend the cause, then run {_ITERATION} with version {version}"
         )
     return True, f"v{version} goes on in {run.name}"
-
-
-def _out_of_reach(recipe: Recipe, file: Path) -> str:
-    """Why a delivery that is written here would not be seen where the iteration runs, or ""."""
-    data = recipe.data_dir.absolute() if recipe.data_dir else None
-    if data is None or data.is_dir() or not file.is_relative_to(data):
-        return ""
-    return (
-        f"{file} lies in the folder of the source files, which is not here. Name a folder of the "
-        "home, with its whole path, in collect_preferences.deliveries"
-    )
 
 
 def _deliver(recipe: Recipe, where: Places, version: int, file: Path) -> str:

@@ -11,6 +11,7 @@ or from the manifests and the spools in a later walk.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.artifacts import ArtifactRef, inputs_of
 from data_contracts.base import StageConfig
+from data_contracts.errors import StoreError
 from data_contracts.store import Manifest, Store
 from flows.environment import Places, prepare
 from flows.node import BASE, Node
@@ -406,8 +408,11 @@ class Tracker(Onlooker):
         """What a node has made, when it is a model that is registered."""
         if (name := registered_name(self.recipe, node)) is not None:
             ref = manifest.outputs["model"]
-            path = str(store.local(ref))
-            self._registry.register(name, node.id.version, ref.digest, path, run_id)
+            if self._registry.has(name, node.id.version, ref.digest):
+                return  # before its files are looked at, each of which is hashed
+            with suppress(StoreError):  # an old model's files are gone: that holds up no new one
+                path = str(store.local(ref))
+                self._registry.register(name, node.id.version, ref.digest, path, run_id)
 
 
 def _config_of(node: Node, manifest: Manifest) -> StageConfig | None:

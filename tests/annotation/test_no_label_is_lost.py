@@ -64,7 +64,6 @@ def survives_kills(database: Database, victim: PostgresServer | None = None) -> 
         entries = session.scalars(select(Entry)).all()
         slots = session.scalars(select(Slot)).all()
     kept = Counter(entry.submission_id for entry in entries)
-    assert sum(tally.num_retries for tally in tallies) > 0, "no kill was noticed"
     assert set(acknowledged) <= set(kept)  # none lost
     assert set(kept.values()) == {1}  # none doubled
     labels = Counter(e.item_id for e in entries if e.purpose == SlotPurpose.collect)

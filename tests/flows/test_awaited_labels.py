@@ -49,6 +49,7 @@ def test_the_command_that_a_run_names_delivers_where_it_waits(
     delivered: Delivered,
     absolute: bool,
 ) -> None:
+    (tmp_path / "data").mkdir()
     folder = tmp_path / "elsewhere"
     deliveries = f"collect_preferences.deliveries={folder}" if absolute else RELATIVE
     settings = [ANNOTATIONS, deliveries, "collect_preferences.test_fraction=0.25"]
@@ -65,6 +66,18 @@ def test_the_command_that_a_run_names_delivers_where_it_waits(
     assert file == Path(node.fixed["delivery"]["path"])
     assert f"awaited in {file}:" in said
     assert test_fraction == 0.25
+
+
+def test_nothing_is_delivered_where_no_iteration_could_see_it(
+    tmp_path: Path, delivered: Delivered
+) -> None:
+    recipe = load_recipe("demo", [ANNOTATIONS, RELATIVE], data_dir=str(tmp_path / "not-mounted"))
+    home = of_home(tmp_path, recipe)
+    command = ["annotations", "export", "--week", "2", "--home", home]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "lies in the folder of the source files, which is not here" in result.output
+    assert delivered == []
 
 
 def of_home(tmp_path: Path, recipe: Recipe | None) -> str:
