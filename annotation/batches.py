@@ -36,6 +36,9 @@ from data_contracts.splits import split_of
 
 T = TypeVar("T")
 
+_IDS_A_QUERY = 900
+"""SQLite before 3.32 takes 999 parameters."""
+
 
 class BatchPlan(Contract):
     """How a batch is worked on."""
@@ -122,9 +125,6 @@ def pieces(ids: Sequence[T]) -> Iterator[Sequence[T]]:
     """As many ids at a time as any database takes in one query."""
     for start in range(0, len(ids), _IDS_A_QUERY):
         yield ids[start : start + _IDS_A_QUERY]
-
-
-_IDS_A_QUERY = 900
 
 
 def refuse_other_texts(rows: Iterable[Mapping[str, Any]], known: Mapping[str, Item]) -> None:

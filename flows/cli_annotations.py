@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from annotation.storage.database import Database
-    from flows.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -256,8 +255,9 @@ def export(
 def _awaited_file(where: Places, week: int) -> Path:
     """Where the home's recipe awaits a week's labels, if it does, or else in the home."""
     from flows.label_weeks import delivery_file, out_of_reach
+    from flows.occupied import remembered
 
-    recipe = _recipe_of(where)
+    recipe = remembered(where)
     awaited = delivery_file(recipe, week) if recipe else None
     if recipe and awaited and (reason := out_of_reach(recipe, awaited)):
         raise UserError(f"The labels cannot be delivered: {reason}", "Or give --output")
@@ -266,17 +266,12 @@ def _awaited_file(where: Places, week: int) -> Path:
 
 def _test_fraction(where: Places) -> float:
     """Share of prompts that the home's recipe holds out; a recipe's default without one."""
+    from flows.occupied import remembered
     from stages.collect_preferences import CollectPreferencesSettings
 
-    recipe = _recipe_of(where)
+    recipe = remembered(where)
     settings = recipe.collect_preferences if recipe else CollectPreferencesSettings()
     return settings.test_fraction
-
-
-def _recipe_of(where: Places) -> "Recipe | None":
-    from flows.recipe import load_recipe
-
-    return load_recipe(str(where.recipe)) if where.recipe.is_file() else None
 
 
 _SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "label_studio": "json", "argilla": "json"}

@@ -100,12 +100,11 @@ def rollback(
 def _stale(where: Places, store: "Store") -> dict[str, str]:
     """Finished nodes that stand on other inputs than the heads are now, with the reason."""
     from data_contracts.ledger import Ledger
+    from flows.occupied import remembered
     from flows.planner import changed_downstream
-    from flows.recipe import load_recipe
 
-    if not where.recipe.is_file():
-        return {}
-    stale = changed_downstream(load_recipe(str(where.recipe)), store, Ledger(store))
+    recipe = remembered(where)
+    stale = changed_downstream(recipe, store, Ledger(store)) if recipe else {}
     return {str(node): reason for node, reason in stale.items()}
 
 
@@ -183,12 +182,11 @@ def gc(
 def _planned(where: Places, store: "Store") -> set[str]:
     """Keys that the home's recipe would run next."""
     from data_contracts.ledger import Ledger
+    from flows.occupied import remembered
     from flows.planner import plan
-    from flows.recipe import load_recipe
 
-    if not where.recipe.is_file():
-        return set()
-    steps = plan(load_recipe(str(where.recipe)), store, Ledger(store))
+    recipe = remembered(where)
+    steps = plan(recipe, store, Ledger(store)) if recipe else []
     return {step.key for step in steps if step.action == "run" and step.key}
 
 

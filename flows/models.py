@@ -13,7 +13,8 @@ from data_contracts.store import Manifest, Store
 from flows.environment import places
 from flows.graph import policy, reward_model_name
 from flows.node import BASE
-from flows.recipe import Recipe, load_recipe
+from flows.occupied import remembered
+from flows.recipe import Recipe
 
 MODEL = "model"
 _BASE_MODELS = {"base": "pretrain", "sft": "sft"}
@@ -88,9 +89,8 @@ def _iteration_models(policy_node: str) -> dict[str, str]:
 
 def _recipe_of(store: Store) -> Recipe | None:
     """The home's recipe; None when it has none that can be read."""
-    file = places(store.home).recipe
     with suppress(UserError):
-        return load_recipe(str(file)) if file.is_file() else None
+        return remembered(places(store.home))
     return None
 
 

@@ -10,7 +10,7 @@ from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows.environment import Places
-from flows.recipe import Recipe, parse_file
+from flows.recipe import Recipe, load_recipe, parse_file
 from stages.runtime import stopping
 
 _held: set[str] = set()
@@ -21,7 +21,7 @@ _POLL_SECONDS = 5.0
 """Longer than `rlhf stop` needs to see that what it stopped has ended: it stops no other run."""
 
 
-class HomeOccupied(UserError):  # noqa: N818 - it names what is the case
+class HomeOccupiedError(UserError):
     """Another process is at work in the home. The watcher knows such a run by this name."""
 
 
@@ -34,7 +34,7 @@ def occupied(store: Store) -> Iterator[None]:
     away.
 
     Raises:
-        HomeOccupied: another process has it, which is named.
+        HomeOccupiedError: another process has it, which is named.
         UserError: the lock cannot be opened; its cause is the OSError.
     """
     if store.home in _held:
@@ -63,7 +63,7 @@ def _take(store: Store, held: ExitStack) -> None:
             if isinstance(error.__cause__, OSError):
                 raise
             if log is None or time.monotonic() >= until:
-                raise HomeOccupied(error.problem, error.remedy) from None
+                raise HomeOccupiedError(error.problem, error.remedy) from None
             if not is_told:
                 hours = _PATIENCE_SECONDS / 3600
                 log.warning("%s: waiting for it, %g hours at most", error.problem, hours)
@@ -92,6 +92,11 @@ def claim(where: Places, recipe: Recipe, keep: bool = False) -> None:
     refuse_other_product(where, recipe)
     if not (keep and where.recipe.is_file()):
         write_durably(where.recipe, recipe.model_dump_json(indent=2).encode())
+
+
+def remembered(where: Places) -> Recipe | None:
+    """The home's recipe; None when it remembers none. Raises UserError for a damaged file."""
+    return load_recipe(str(where.recipe)) if where.recipe.is_file() else None
 
 
 def refuse_other_product(where: Places, recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from flows.label_weeks import (
     progress_of,
 )
 from flows.numbering import is_complete
-from flows.occupied import HomeOccupied
+from flows.occupied import HomeOccupiedError
 from flows.recipe import Recipe
 
 MAX_ATTEMPTS = 3
@@ -111,4 +111,4 @@ def _second_phase(version: int) -> FlowRun | None:
 
 def _found_home_occupied(state: State[Any]) -> bool:
     """Whether a run ended because another process was at work in its home."""
-    return state.is_failed() and HomeOccupied.__name__ in (state.message or "")
+    return state.is_failed() and HomeOccupiedError.__name__ in (state.message or "")

@@ -1,13 +1,19 @@
-"""What tests of several packages share: looking at a page in a real browser."""
+"""What tests of several packages share: signals, and looking at a page in a real browser."""
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A script starts its background jobs with SIGINT ignored, and so do their children start. Prefect's
+# worker turns TERM into an interrupt of itself: it would never end, and what waits for it neither.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",

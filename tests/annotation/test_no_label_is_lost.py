@@ -8,7 +8,7 @@ import pytest
 from annotation_postgres import PostgresServer, fresh_postgres_database, postgres_server
 from annotation_server import Server
 from annotation_world import START, comparison, publish_rows
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from annotation.accounts import invite
 from annotation.simulation import simulate
@@ -17,7 +17,7 @@ from annotation.storage.schema import Entry, Role, Slot, SlotPurpose
 from data_contracts.ratings import Domain
 from stages.sandbox.annotator import AnnotatorSettings
 
-NUM_ITEMS = 60
+NUM_ITEMS = 400
 NUM_KILLS = 3
 
 
@@ -52,18 +52,22 @@ def survives_kills(database: Database, victim: PostgresServer | None = None) -> 
         tokens = [invite(session, Role.annotator, START.replace(year=2100), None) for _ in range(4)]
     server = Server(database.engine.url.render_as_string(hide_password=False))
     server.start()
-    killer = threading.Thread(target=_kill_again_and_again, args=(victim or server, database))
+    done: list[int] = []
+    killer = threading.Thread(target=_kill_again_and_again, args=(victim or server, database, done))
     killer.start()
     try:
         tallies = simulate(server.url, tokens, [Domain.helpfulness], AnnotatorSettings(), seed=1)
     finally:
         killer.join()
         server.kill()
+    assert len(done) == NUM_KILLS
+    assert max(done) < NUM_ITEMS, "a kill came when the work was done"
     acknowledged = [name for tally in tallies for name in tally.submission_ids]
     with database.reading() as session:
         entries = session.scalars(select(Entry)).all()
         slots = session.scalars(select(Slot)).all()
     kept = Counter(entry.submission_id for entry in entries)
+    assert sum(tally.num_retries for tally in tallies) > 0, "no kill was noticed"
     assert set(acknowledged) <= set(kept)  # none lost
     assert set(kept.values()) == {1}  # none doubled
     labels = Counter(e.item_id for e in entries if e.purpose == SlotPurpose.collect)
@@ -71,10 +75,14 @@ def survives_kills(database: Database, victim: PostgresServer | None = None) -> 
     assert all(slot.state == "done" for slot in slots)
 
 
-def _kill_again_and_again(victim: Server | PostgresServer, database: Database) -> None:
-    """Each kill comes in the middle of the work: after another quarter of the labels."""
+def _kill_again_and_again(
+    victim: Server | PostgresServer, database: Database, done: list[int]
+) -> None:
+    """Each kill comes in the middle of the work, after another quarter of the labels; `done` is
+    given how many items were labelled then."""
     for part in range(1, NUM_KILLS + 1):
         _wait_for_labels(database, part * NUM_ITEMS // (NUM_KILLS + 1))
+        done.append(_num_labelled(database))
         if isinstance(victim, Server) and part == 1:
             victim.kill_serving()
             continue
@@ -83,6 +91,12 @@ def _kill_again_and_again(victim: Server | PostgresServer, database: Database) -
         else:
             victim.kill()
         victim.start()
+
+
+def _num_labelled(database: Database) -> int:
+    with database.reading() as session:
+        collected = Entry.purpose == SlotPurpose.collect
+        return session.scalar(select(func.count()).select_from(Entry).where(collected)) or 0
 
 
 def _wait_for_labels(database, count: int) -> None:

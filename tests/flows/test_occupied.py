@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows import occupied as module
-from flows.occupied import HomeOccupied, occupied
+from flows.occupied import HomeOccupiedError, occupied
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def in_deployment(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowRunContext]:
 def test_a_shell_is_refused_at_once(store: Store) -> None:
     with store.lock("runs"):
         begun = time.monotonic()
-        with pytest.raises(HomeOccupied, match="held by process"), occupied(store):
+        with pytest.raises(HomeOccupiedError, match="held by process"), occupied(store):
             pass
     assert time.monotonic() - begun < 5
 
@@ -50,7 +50,7 @@ def test_a_shell_is_refused_at_once(store: Store) -> None:
 def test_a_flow_of_a_shell_is_refused_at_once(store: Store, in_deployment: FlowRunContext) -> None:
     assert in_deployment.flow_run is not None
     in_deployment.flow_run.deployment_id = None
-    with store.lock("runs"), pytest.raises(HomeOccupied), occupied(store):
+    with store.lock("runs"), pytest.raises(HomeOccupiedError), occupied(store):
         pass
 
 
@@ -90,7 +90,11 @@ def test_its_patience_has_an_end(
     store: Store, in_deployment: FlowRunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
-    with store.lock("runs"), pytest.raises(HomeOccupied, match="held by process"), occupied(store):
+    with (
+        store.lock("runs"),
+        pytest.raises(HomeOccupiedError, match="held by process"),
+        occupied(store),
+    ):
         pass
 
 
@@ -100,4 +104,4 @@ def test_it_does_not_wait_for_a_lock_that_cannot_be_opened(
     (store.scratch / "locks").write_text("in the way of the folder")
     with pytest.raises(UserError, match="Cannot open the lock") as refused, occupied(store):
         pass
-    assert not isinstance(refused.value, HomeOccupied)
+    assert not isinstance(refused.value, HomeOccupiedError)

@@ -13,10 +13,10 @@ from prefect.states import Scheduled, exception_to_failed_state
 from data_contracts.errors import UserError
 from flows import watch
 from flows.environment import places
-from flows.occupied import HomeOccupied
+from flows.occupied import HomeOccupiedError
 from flows.recipe import load_recipe
 
-REFUSED = HomeOccupied("The lock on runs of /home is held by process 7", "Wait until it ends")
+REFUSED = HomeOccupiedError("The lock on runs of /home is held by process 7", "Wait until it ends")
 WRONG = UserError("Row 17 has no field text", "Add it")
 
 
