@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 120
 
+_MOST_DRAWS = 3
+"""Pairs that are drawn for one prompt: chance may give the same response twice, or an empty one."""
+
 Messages = list[dict[str, str]]
 
 
@@ -52,7 +55,8 @@ async def two_responses(
 ) -> tuple[Variant, Variant]:
     """Responses of two variants, asked at once, in random order.
 
-    Raises ModelUnavailableError, and RefusedError where there is nothing to compare.
+    Drawn again where there is nothing to compare. Raises ModelUnavailableError, and RefusedError
+    where there is nothing to compare again and again.
     """
     if not settings.live_models:
         raise RefusedError("This service has no live models", "Label the items of the batch")
@@ -60,16 +64,17 @@ async def two_responses(
 
     both = settings.live_models[0], settings.live_models[-1]
     async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
-        asked = (_ask(client, model, messages, settings.max_new_tokens) for model in both)
-        variants = await asyncio.gather(*asked)
-    texts = {variant.text.strip() for variant in variants}
-    if len(texts) < 2 or "" in texts:
-        raise RefusedError(
-            "The two responses are the same, or one is empty: there is nothing to compare",
-            "Send the prompt again, or change it",
-        )
-    random.SystemRandom().shuffle(variants)
-    return variants[0], variants[1]
+        for _ in range(_MOST_DRAWS):
+            asked = (_ask(client, model, messages, settings.max_new_tokens) for model in both)
+            variants = await asyncio.gather(*asked)
+            texts = {variant.text.strip() for variant in variants}
+            if len(texts) == len(both) and "" not in texts:
+                random.SystemRandom().shuffle(variants)
+                return variants[0], variants[1]
+    raise RefusedError(
+        "The two responses are the same, or one is empty: there is nothing to compare",
+        "Send the prompt again, or change it",
+    )
 
 
 def dialogue(session: Session, user: User, after: int | None, prompt: str) -> Messages:

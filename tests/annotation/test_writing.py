@@ -2,6 +2,7 @@
 
 import asyncio
 import html
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -110,6 +111,36 @@ def test_the_lines_of_a_prompt_end_as_in_any_text(database, clock, model_url):
     ann = browser(service, app, "ann")
     ann.post("/write/helpfulness", {"prompt": "the cat\r\nand the mat"})
     assert ann.open().messages == [{"role": "user", "content": "the cat\nand the mat"}]
+
+
+@pytest.mark.parametrize(
+    ("contents", "status"),
+    [(["", "x", "same", "same", "one", "other"], 303), (["same"] * 6, 422), ([" ", "x"] * 3, 422)],
+    ids=["third", "same", "empty"],
+)
+def test_where_there_is_nothing_to_compare_the_models_answer_again(
+    database, clock, contents, status
+):
+    left = list(contents)
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        body = json.dumps({"choices": [{"message": {"content": left.pop(0)}}]}).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    with served(app) as url:
+        service, pages = live_app(database, clock, url)
+        publish_rows(database, [comparison("of-the-batch")])
+        ann = browser(service, pages, "ann")
+        reply = ann.post("/write/helpfulness", {"prompt": "a long thought"})
+    assert reply.status_code == status
+    assert not left
+    if status == 303:
+        page = ann.open()
+        assert {page.left, page.right} == {"one", "other"}
+    else:
+        assert "there is nothing to compare" in reply.text
 
 
 @pytest.mark.parametrize(
