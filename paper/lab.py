@@ -134,9 +134,11 @@ class Lab:
 
 
 def in_full(node: Node) -> Node:
-    """A reward model from the chat model on all batches, not the last version's gone on.
+    """A reward model from the chat model on all there is, not the last version's gone on.
 
-    PPO finds what a reward model is wrong about; to choose among samples asks less of it.
+    PPO finds what a reward model is wrong about; to choose among samples asks less of it. So it
+    learns from every batch, three times, and the Helpfulness RM from all the open-source pairs.
     """
     inputs = {field: source for field, source in node.inputs.items() if field != "continue_from"}
-    return replace(node, inputs=inputs, settings=node.settings.model_copy(update={"num_epochs": 3}))
+    in_full_settings = {"num_epochs": 3, "other_share": 0.7}
+    return replace(node, inputs=inputs, settings=node.settings.model_copy(update=in_full_settings))

@@ -23,7 +23,9 @@ CLEAN = {
     "refusal_alternative_rate": 1.0,
 }
 SAFETY_SHARES = (0.0, 0.25, 0.5, 1.0)
-"""Of the safety prompts that rejection sampling has."""
+"""Of the safety data of Figure 14."""
+HELPFUL_TO_SAFE = 9
+"""Helpfulness prompts to a safety prompt with all of it: 0.9M and 0.1M samples in the paper."""
 HELD = 0.03
 """Gold helpfulness that may be lost where it is said to be held."""
 STUDENT = "small"
@@ -57,8 +59,8 @@ def both_domains(lab: Lab, model: ArtifactRef, **changes: Any) -> dict[Domain, g
 
 
 def safety_data(lab: Lab) -> Estimates:
-    """Rejection sampling of V1 with more and more of the safety prompts."""
-    num_safety = lab.scale.rejection_sampling["safety"]
+    """Rejection sampling of V1 with more and more safety prompts, up to the paper's proportion."""
+    num_safety = lab.scale.rejection_sampling["helpfulness"] / HELPFUL_TO_SAFE
     scores = {
         f"{share:.0%}": both_domains(
             lab,
@@ -154,7 +156,8 @@ FINDINGS = (
         "Figure 14",
         "More safety data makes the model safer, and helpfulness is held.",
         "V1's rejection sampling with 0, 25, 50 and 100 % of the safety prompts beside the same "
-        f"helpfulness prompts. Held means: gold helpfulness falls by less than {HELD}.",
+        f"helpfulness prompts, {HELPFUL_TO_SAFE} to each safety prompt at 100 %, as in the paper. "
+        f"Held means: gold helpfulness falls by less than {HELD}.",
         safety_data,
         (
             Effect("safer", "gold safety, all safety prompts minus none"),
