@@ -204,6 +204,22 @@ def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(float(array.mean()) if len(array) else math.nan, _error(array))
 
 
+def clustered(values: Mapping[tuple[str, str], float]) -> Estimate:
+    """Mean of values of (prompt, row), whose error takes rows of one prompt for dependent."""
+    if not values:
+        return mean([])
+    prompts = sorted({prompt for prompt, _ in values})
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    average = float(np.mean(list(values.values())))
+    off = np.zeros(len(prompts))
+    for (prompt, _), value in values.items():
+        off[place[prompt]] += value - average
+    if len(prompts) == 1:
+        return Estimate(average, math.inf)
+    scale = len(prompts) / (len(prompts) - 1)
+    return Estimate(average, math.sqrt(scale * float((off**2).sum())) / len(values))
+
+
 def paired(own: Mapping[str, float], other: Mapping[str, float]) -> Estimate:
     """Mean of own − other over the keys that both have: prompts or pairs."""
     shared = sorted(own.keys() & other.keys())

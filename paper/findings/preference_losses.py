@@ -6,8 +6,8 @@ import numpy as np
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.ratings import MARGINS, Domain, Rating, SafetyLabel
-from paper.finding import Chart, Effect, Estimate, Estimates, Finding, mean
-from paper.findings.reward_models import Pairs, accuracy, gain, pairs_of
+from paper.finding import Chart, Effect, Estimate, Estimates, Finding, clustered
+from paper.findings.reward_models import Pairs, Values, accuracy, gain, pairs_of
 from paper.lab import Lab
 
 CLEAR = (Rating.significantly_better, Rating.better)
@@ -55,14 +55,14 @@ def auxiliary(lab: Lab) -> Estimates:
     scored = {name: safety_pairs(lab, weight) for name, weight in weights.items()}
     estimates: Estimates = {}
     told = {name: told_apart(pairs) for name, pairs in scored.items()}
-    level = level_that_passes(scored["without"], mean(list(told["with"][True].values())).value)
+    level = level_that_passes(scored["without"], clustered(told["with"][True]).value)
     as_lenient = told_apart(scored["without"], level)
     for name, pairs in scored.items():
         estimates[f"accuracy/{name}"] = accuracy(pairs)
         for side in (False, True):
             kind = "safe" if side else "unsafe"
-            estimates[f"{kind} responses/{name}"] = mean(list(told[name][side].values()))
-    estimates["unsafe responses/without, as lenient"] = mean(list(as_lenient[False].values()))
+            estimates[f"{kind} responses/{name}"] = clustered(told[name][side])
+    estimates["unsafe responses/without, as lenient"] = clustered(as_lenient[False])
     estimates["recall of unsafe"] = difference(told["with"][False], as_lenient[False])
     estimates["both kinds"] = balanced(told["with"]) - balanced(told["without"])
     return estimates
@@ -75,16 +75,17 @@ def safety_pairs(lab: Lab, weight: float) -> Pairs:
     return [pair for pair in pairs if pair["domain"] == Domain.safety]
 
 
-def told_apart(pairs: Pairs, level: float = 0.0) -> dict[bool, dict[str, float]]:
+def told_apart(pairs: Pairs, level: float = 0.0) -> dict[bool, Values]:
     """Safe and unsafe responses, by the annotators' label: 1 where the score is on their side.
 
     Table 29 calls a response unsafe whose score is below 0, σ(score) below 0.5.
     """
-    found: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    found: dict[bool, Values] = {True: {}, False: {}}
     for pair in pairs:
         for side, is_safe in sides(pair):
             says_safe = pair[f"{side}_score"] > level
-            found[is_safe][f"{pair['preference_id']}/{side}"] = float(says_safe == is_safe)
+            response = (pair["prompt_id"], f"{pair['preference_id']}/{side}")
+            found[is_safe][response] = float(says_safe == is_safe)
     return found
 
 
@@ -108,14 +109,14 @@ def sides(pair: dict[str, Any]) -> tuple[tuple[str, bool], tuple[str, bool]]:
     )
 
 
-def difference(own: dict[str, float], other: dict[str, float]) -> Estimate:
+def difference(own: Values, other: Values) -> Estimate:
     """Mean of own − other, response by response."""
-    return mean([own[key] - other[key] for key in sorted(own)])
+    return clustered({key: own[key] - other[key] for key in own})
 
 
-def balanced(told: dict[bool, dict[str, float]]) -> Estimate:
+def balanced(told: dict[bool, Values]) -> Estimate:
     """Mean of the shares told right among safe and among unsafe responses."""
-    safe, unsafe = (mean(list(told[side].values())) for side in (True, False))
+    safe, unsafe = (clustered(told[side]) for side in (True, False))
     return Estimate((safe.value + unsafe.value) / 2, (safe.error**2 + unsafe.error**2) ** 0.5 / 2)
 
 

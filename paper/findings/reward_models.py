@@ -8,30 +8,47 @@ import numpy as np
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.ratings import Domain, Rating
 from paper import gold
-from paper.finding import Chart, Effect, Estimate, Estimates, Finding, mean
+from paper.finding import Chart, Effect, Estimate, Estimates, Finding, clustered, mean
 from paper.lab import Lab
 from paper.scale import MODEL_SIZES
 from paper.stages.pair_scores import read_pairs
 
 FRACTIONS = {"1/16": 1 / 16, "1/4": 1 / 4, "all": 1.0}
 NUM_BINS = 3
+MEASURING_BATCHES = (101, 102)
+"""Numbers of weekly batches that are held out whole: no version has them."""
 Pairs = list[dict[str, Any]]
+Values = dict[tuple[str, str], float]
+"""(prompt, pair) → a value."""
 
 
 def pairs_of(lab: Lab, reward_model: ArtifactRef) -> Pairs:
-    """The first batch's held-out pairs with a reward model's scores."""
+    """Held-out pairs with a reward model's scores."""
     made = lab.made(
-        "paper.stages.pair_scores",
-        reward_model=reward_model,
-        preferences=(lab.output(1, "collect_preferences", "preferences"),),
+        "paper.stages.pair_scores", reward_model=reward_model, preferences=held_out(lab)
     )
     return read_pairs(lab.folder(made.outputs["pairs"]))
 
 
-def right(pairs: Iterable[dict[str, Any]], domain: Domain | None = None) -> dict[str, float]:
+def held_out(lab: Lab) -> tuple[ArtifactRef, ...]:
+    """The first batch, and others that are drawn like it and only measured on.
+
+    Their held-out prompts are the same: the split goes by the prompt's text.
+    """
+    batches = [lab.output(1, "collect_preferences", "preferences")]
+    for batch in MEASURING_BATCHES:
+        comparisons = lab.varied(1, "sample_pairs", batch=batch).outputs["comparisons"]
+        labelled = lab.varied(1, "collect_preferences", batch=batch, comparisons=comparisons)
+        batches.append(labelled.outputs["preferences"])
+    return tuple(batches)
+
+
+def right(pairs: Iterable[dict[str, Any]], domain: Domain | None = None) -> Values:
     """Pair → 1 where the chosen side has the higher score."""
     return {
-        pair["preference_id"]: float(pair["chosen_score"] > pair["rejected_score"])
+        (pair["prompt_id"], pair["preference_id"]): float(
+            pair["chosen_score"] > pair["rejected_score"]
+        )
         for pair in pairs
         if domain is None or pair["domain"] == domain
     }
@@ -39,7 +56,7 @@ def right(pairs: Iterable[dict[str, Any]], domain: Domain | None = None) -> dict
 
 def accuracy(pairs: Iterable[dict[str, Any]], domain: Domain | None = None) -> Estimate:
     """Share of pairs ranked as people did."""
-    return mean(list(right(pairs, domain).values()))
+    return clustered(right(pairs, domain))
 
 
 # ---- (a) data and size
@@ -64,7 +81,7 @@ def data_and_size(lab: Lab) -> Estimates:
 def gain(own: Pairs, other: Pairs, domain: Domain | None = Domain.helpfulness) -> Estimate:
     """Accuracy of one model minus another's, pair by pair."""
     ours, theirs = right(own, domain), right(other, domain)
-    return mean([ours[pair] - theirs[pair] for pair in sorted(ours)])
+    return clustered({pair: ours[pair] - theirs[pair] for pair in ours})
 
 
 def with_data(lab: Lab, fraction: float) -> ArtifactRef:
@@ -123,14 +140,14 @@ def rm(lab: Lab, domain: Domain) -> ArtifactRef:
 def by_rating(lab: Lab) -> Estimates:
     """Accuracy of each model on its own set by rating, and from one grade to the next."""
     estimates: Estimates = {}
-    outcomes: dict[Rating, list[float]] = {rating: [] for rating in Rating}
+    outcomes: dict[Rating, Values] = {rating: {} for rating in Rating}
     for domain in Domain:
         pairs = [p for p in pairs_of(lab, rm(lab, domain)) if p["domain"] == domain]
         for rating in Rating:
             found = right(p for p in pairs if p["rating"] == rating)
-            estimates[f"{domain}/{rating.value.replace('_', ' ')}"] = mean(list(found.values()))
-            outcomes[rating] += found.values()
-    grades = [mean(outcomes[rating]) for rating in Rating]
+            estimates[f"{domain}/{rating.value.replace('_', ' ')}"] = clustered(found)
+            outcomes[rating] |= found
+    grades = [clustered(outcomes[rating]) for rating in Rating]
     for i, name in enumerate(("first step", "second step", "third step")):
         estimates[name] = grades[i] - grades[i + 1]
     return estimates

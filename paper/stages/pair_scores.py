@@ -19,7 +19,7 @@ from stages.runtime.engine import EngineSettings, frozen
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 FILE = "pairs.json"
 
 
@@ -59,6 +59,7 @@ def record(row: dict[str, Any], chosen: float, rejected: float) -> dict[str, Any
     """A pair's own columns beside the two scores."""
     columns = (
         "preference_id",
+        "prompt_id",
         "domain",
         "category",
         "rating",

@@ -8,6 +8,7 @@ from paper.finding import (
     Finding,
     Interval,
     Verdict,
+    clustered,
     conclude,
     mean,
     paired,
@@ -39,6 +40,20 @@ def test_one_seed_keeps_its_own_interval():
 
 def test_exact_numbers_have_no_width():
     assert pooled([Estimate(3.0), Estimate(3.0)]) == Interval(3.0, 3.0, 3.0)
+
+
+def test_rows_of_one_prompt_count_as_one():
+    once = {("p", "a"): 1.0, ("q", "a"): 0.0, ("r", "a"): 0.0, ("s", "a"): 1.0}
+    assert clustered(once) == mean(list(once.values()))
+    copied = {(prompt, row): value for (prompt, _), value in once.items() for row in "abcd"}
+    assert clustered(copied).value == 0.5
+    assert clustered(copied).error == pytest.approx(mean(list(once.values())).error)
+    # p is off by (1 − 0.4) + (0 − 0.4), q by (0 − 0.4) · 2, r by 1 − 0.4, over five rows
+    uneven = {("p", "a"): 1.0, ("p", "b"): 0.0, ("q", "a"): 0.0, ("q", "b"): 0.0, ("r", "a"): 1.0}
+    assert clustered(uneven).value == pytest.approx(0.4)
+    assert clustered(uneven).error == pytest.approx((1.5 * (0.2**2 + 0.8**2 + 0.6**2)) ** 0.5 / 5)
+    assert clustered({("p", "a"): 1.0, ("p", "b"): 0.0}).error == float("inf")
+    assert clustered({}).error == float("inf")
 
 
 def test_paired_means_and_win_rates_by_hand():

@@ -9,6 +9,7 @@ from paper.findings.preference_losses import level_that_passes, told_apart
 def pair(number: int, chosen: float, rejected: float) -> dict:
     return {
         "preference_id": f"p{number}",
+        "prompt_id": f"q{number}",
         "safety_label": SafetyLabel.chosen_safe_other_unsafe,
         "chosen_score": chosen,
         "rejected_score": rejected,
