@@ -1,7 +1,7 @@
 """`make paper`: measure the findings and write the report.
 
-    python -m paper                 all findings, three seeds, about an hour on two cores
-    python -m paper --quick         one seed and smaller sizes, a fifth of that
+    python -m paper                 all findings, five seeds, 40 minutes on two fast cores
+    python -m paper --quick         one seed and smaller sizes, minutes
     python -m paper --only k l      some of them
 
 Run it again and what was made is reused.

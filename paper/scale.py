@@ -45,7 +45,7 @@ class Scale:
 
 
 FULL = Scale(
-    seeds=(1, 2, 3),
+    seeds=(1, 2, 3, 4, 5),
     first_week={"helpfulness": 2700, "safety": 1400},
     later_weeks={"helpfulness": 350, "safety": 240},
     rejection_sampling={"helpfulness": 400, "safety": 150},
