@@ -5,7 +5,7 @@ import html
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -113,6 +113,18 @@ def test_the_lines_of_a_prompt_end_as_in_any_text(database, clock, model_url):
     assert ann.open().messages == [{"role": "user", "content": "the cat\nand the mat"}]
 
 
+def answering(content: Callable[[], str]):
+    """A chat server; `content` gives the JSON of each message's content."""
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        body = f'{{"choices": [{{"message": {{"content": {content()}}}}}]}}'.encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
 @pytest.mark.parametrize(
     ("contents", "status"),
     [(["", "x", "same", "same", "one", "other"], 303), (["same"] * 6, 422), ([" ", "x"] * 3, 422)],
@@ -121,15 +133,8 @@ def test_the_lines_of_a_prompt_end_as_in_any_text(database, clock, model_url):
 def test_where_there_is_nothing_to_compare_the_models_answer_again(
     database, clock, contents, status
 ):
-    left = list(contents)
-
-    async def app(scope, receive, send):
-        assert scope["type"] == "http"
-        body = json.dumps({"choices": [{"message": {"content": left.pop(0)}}]}).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": body})
-
-    with served(app) as url:
+    left = [json.dumps(content) for content in contents]
+    with served(answering(lambda: left.pop(0))) as url:
         service, pages = live_app(database, clock, url)
         publish_rows(database, [comparison("of-the-batch")])
         ann = browser(service, pages, "ann")
@@ -149,13 +154,7 @@ def test_where_there_is_nothing_to_compare_the_models_answer_again(
     ids=["half", "null", "7", "parts"],
 )
 def test_whatever_a_model_answers_is_no_server_error(database, clock, content):
-    async def app(scope, receive, send):
-        assert scope["type"] == "http"
-        body = f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": body})
-
-    with served(app) as url:
+    with served(answering(lambda: content)) as url:
         service, pages = live_app(database, clock, url)
         publish_rows(database, [comparison("of-the-batch")])
         ann = browser(service, pages, "ann")
