@@ -11,8 +11,8 @@ from paper.findings.reward_models import small_chat_model
 from paper.lab import Lab
 from stages.sandbox.world import WorldSettings
 
-NUM_CLEAN = 600
-"""Clean demonstrations against the recipe's noisy ones, ten times as many."""
+TIMES_FEWER = 10
+"""So many of the recipe's noisy demonstrations stand against one clean one."""
 CLEAN = {
     "content_flaw_rate": 0.0,
     "missing_closing_rate": 0.0,
@@ -87,7 +87,7 @@ def with_safety_prompts(lab: Lab, count: int) -> ArtifactRef:
 
 
 def few_clean(lab: Lab) -> Estimates:
-    """SFT on a few clean demonstrations and on ten times as many noisy ones."""
+    """SFT on a few clean demonstrations and on many noisy ones."""
     scores = {
         "few clean": both_domains(lab, tuned_on_clean(lab)),
         "many noisy": both_domains(lab, lab.sft),
@@ -102,13 +102,13 @@ def few_clean(lab: Lab) -> Estimates:
 def tuned_on_clean(lab: Lab) -> ArtifactRef:
     """The base model fine-tuned on clean demonstrations, for as many steps as on the noisy ones."""
     assert lab.recipe.world is not None
-    times_fewer = lab.recipe.world.num_demonstrations // NUM_CLEAN
+    num_clean = lab.recipe.world.num_demonstrations // TIMES_FEWER
     world = lab.recipe.world.model_copy(
-        update={"num_documents": 10, "num_open_pairs": 10, "num_demonstrations": NUM_CLEAN, **CLEAN}
+        update={"num_documents": 10, "num_open_pairs": 10, "num_demonstrations": num_clean, **CLEAN}
     )
     files = lab.made("sandbox_world", **_fields(world)).outputs["files"]
     demonstrations = lab.ingested(files)["demonstrations"]
-    num_epochs = lab.recipe.sft.num_epochs * times_fewer
+    num_epochs = lab.recipe.sft.num_epochs * TIMES_FEWER
     return lab.varied(0, "sft", demonstrations=demonstrations, num_epochs=num_epochs).outputs[
         "model"
     ]
@@ -170,8 +170,8 @@ FINDINGS = (
         "p",
         "§3.1",
         "A few clean demonstrations are worth more than many noisy ones.",
-        f"SFT on {NUM_CLEAN} clean demonstrations and on the recipe's noisy ones, ten times as "
-        "many, for the same number of steps.",
+        f"SFT on clean demonstrations and on the recipe's noisy ones, {TIMES_FEWER} times as many, "
+        "for the same number of steps.",
         few_clean,
         tuple(
             Effect(f"clean, {d.value}", f"gold {d.value}, few clean minus many noisy")

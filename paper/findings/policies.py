@@ -33,10 +33,8 @@ def ppo(lab: Lab, **changes: Any) -> Manifest:
 
 def hacking(lab: Lab) -> Estimates:
     """Reward-model and gold score of the same answers, without a KL penalty and with it."""
-    runs = {
-        FREE: ppo(lab, kl_beta=0.0, learning_rate=FAST),
-        HELD: ppo(lab, learning_rate=FAST),
-    }
+    common = {"learning_rate": FAST, "num_iterations": 2 * lab.scale.ppo_iterations}
+    runs = {FREE: ppo(lab, **common, kl_beta=0.0), HELD: ppo(lab, **common)}
     models = {"start": lab.output(1, "rejection_sampling")}
     models |= {name: run.outputs["model"] for name, run in runs.items()}
     estimates: Estimates = {}
@@ -166,8 +164,8 @@ FINDINGS = (
         "§3.2.3",
         "Without the KL penalty the policy exploits its reward model: the reward rises and the "
         "true quality falls. The paper's penalty holds it.",
-        f"PPO from V1 with and without the penalty, both at a learning rate of "
-        f"{FAST:g}; the last best checkpoint's answers to held-out harmless "
+        f"PPO from V1 with and without the penalty, both at a learning rate of {FAST:g} and twice "
+        "as long as V5's; the last best checkpoint's answers to held-out harmless "
         "prompts by the Helpfulness RM and by the gold judge.",
         hacking,
         (
@@ -179,7 +177,7 @@ FINDINGS = (
             Chart("lines", {a: f"gold, {a}" for a in (FREE, HELD)}, "iteration", "gold"),
             Chart("lines", {a: f"RM, {a}" for a in (FREE, HELD)}, "iteration", "RM score"),
         ),
-        weight=10,
+        weight=16,
     ),
     Finding(
         "l",

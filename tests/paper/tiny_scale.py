@@ -36,7 +36,7 @@ TINY = Scale(
             "warmup_steps": 2,
             "num_validation_sequences": 8,
         },
-        "sft": {"num_epochs": 1},
+        "sft": {"num_epochs": 1, "overlong": "drop"},
         "rejection_sampling": {"finetuning": {"num_epochs": 1}},
         "ppo": {
             "mini_batch_size": 8,
