@@ -23,7 +23,7 @@ from stages.sft import SftSettings
 from stages.tokenizer import TokenizerSettings
 
 SEQUENCE_LENGTH = 384
-CONTEXT = 768
+CONTEXT = 1024
 MAX_NEW_TOKENS = 160
 NUM_BATCHES = 2
 
@@ -76,8 +76,9 @@ def recipe() -> Recipe:
         collect_preferences=CollectPreferencesSettings(method="imported", num_batches=NUM_BATCHES),
         # 0.5 in the paper, whose other pairs are mostly helpfulness: here all are about safety
         helpfulness_rm=reward_model().model_copy(update={"other_share": 0.3}),
-        # 1,900 pairs: one pass is not enough for a small model to learn what a label means
-        safety_rm=reward_model().model_copy(update={"num_epochs": 3}),
+        # 1,900 pairs: one pass is not enough for a small model to learn what a label means, and
+        # with smaller steps two trainings of it agree more
+        safety_rm=reward_model().model_copy(update={"num_epochs": 3, "learning_rate": 2e-4}),
         ghost_attention=GhostAttentionSettings(
             # the dialogues of several turns are HH-RLHF's, and those are in the safety domain
             num_prompts={"helpfulness": 60, "safety": 80},
