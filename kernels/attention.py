@@ -3,7 +3,7 @@
 On CUDA in half precision this is PyTorch's own variable-length kernel. Elsewhere documents of like
 length are right-padded into one causal `scaled_dot_product_attention` call: a causal row never sees
 what stands to its right, so the padding needs no mask (a dense mask costs 5 times as much at eight
-documents).
+documents). Long documents on the CPU go through `causal_tiles`.
 
 Legend: T tokens, N documents, H heads, KV key-value heads, D head dimension, S padded rows.
 """
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from kernels.causal_tiles import tiled_attention, worth_tiling
 from kernels.rope import positions_within
 
 _STEP = 16
@@ -127,13 +128,19 @@ def _bucketed_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets) -> Te
     sizes = [documents * length for documents, length in buckets.shapes]
     outputs = []
     for shape, *parts in zip(buckets.shapes, *(x.split(sizes) for x in rows), strict=True):
-        output = F.scaled_dot_product_attention(
-            *(x.unflatten(0, shape).transpose(1, 2) for x in parts),
-            is_causal=True,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        output = _causal(*(x.unflatten(0, shape).transpose(1, 2) for x in parts))
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return _unpad(torch.cat(outputs), buckets)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention within each document of a bucket: q (N, H, L, D), k and v (N, KV, L, D)."""
+    groups = q.shape[1] // k.shape[1]
+    if not worth_tiling(q):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    return tiled_attention(q, k, v)
 
 
 def _pad(x: Tensor, buckets: Buckets) -> Tensor:
