@@ -10,6 +10,7 @@ and, pair by pair, the reward model's lead over it with its 95 % interval.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from flows.cli_options import HomeOption, exists, paragraphs, wide_console
 from flows.environment import places
 from flows.graph import reward_model_name
 from kernels.hf_layout import load_reward
-from stages.models.comparison import paired_difference
+from stages.models.comparison import Difference, paired_difference
 from stages.models.pairs import render_pairs, score_pairs
 from stages.reward_model import Config
 from stages.runtime.distributed import Rank
@@ -43,6 +44,19 @@ VECTORIZERS = {"word counts": CountVectorizer, "tf-idf": TfidfVectorizer}
 
 Points = NDArray[np.float64]
 """One per held-out pair: 1 where the answer that people chose scores higher, 0.5 for a tie."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A reward model beside one baseline, on the same held-out pairs."""
+
+    domain: Domain
+    baseline: str
+    num_pairs: int
+    own: float
+    """Accuracy of the reward model; a tie counts as half right."""
+    theirs: float
+    lead: Difference
 
 
 VersionOption = Annotated[
@@ -63,8 +77,16 @@ def main(home: HomeOption = None, version: VersionOption = None) -> None:
     for heading in ("domain", "pairs", "reward model", "baseline", "its accuracy", "lead", "95 %"):
         table.add_column(heading, justify="left" if heading in ("domain", "baseline") else "right")
     for domain in Domain:
-        for row in compared(store, ledger, version, domain):
-            table.add_row(*row)
+        for c in compared(store, ledger, version, domain):
+            table.add_row(
+                c.domain,
+                str(c.num_pairs),
+                f"{c.own:.3f}",
+                c.baseline,
+                f"{c.theirs:.3f}",
+                f"{c.lead.mean:+.3f}",
+                f"[{c.lead.low:+.3f}, {c.lead.high:+.3f}]",
+            )
     wide_console().print(table)
 
 
@@ -77,25 +99,17 @@ def newest(ledger: Ledger) -> int:
     return found[-1]
 
 
-def compared(store: Store, ledger: Ledger, version: int, domain: Domain) -> list[tuple[str, ...]]:
-    """One row of the table for each baseline."""
+def compared(store: Store, ledger: Ledger, version: int, domain: Domain) -> list[Comparison]:
+    """The reward model of one domain beside each baseline."""
     train, held_out, own = measured(store, ledger, version, domain)
-    rows = []
+    comparisons = []
     for name, vectorizer in VECTORIZERS.items():
         theirs = regression_points(vectorizer(), train, held_out)
         lead = paired_difference(own.tolist(), theirs.tolist())
-        rows.append(
-            (
-                domain.value,
-                str(len(own)),
-                f"{own.mean():.3f}",
-                name,
-                f"{theirs.mean():.3f}",
-                f"{lead.mean:+.3f}",
-                f"[{lead.low:+.3f}, {lead.high:+.3f}]",
-            )
+        comparisons.append(
+            Comparison(domain, name, len(own), float(own.mean()), float(theirs.mean()), lead)
         )
-    return rows
+    return comparisons
 
 
 def measured(

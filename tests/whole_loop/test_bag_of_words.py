@@ -27,12 +27,13 @@ def test_the_accuracy_is_the_one_that_the_stage_measured(home: Path, domain: Dom
     assert {row["split"] for row in held_out} == {"test"}
 
 
-def test_a_row_names_both_accuracies_and_their_difference(home: Path):
+def test_the_lead_is_the_difference_of_both_accuracies(home: Path):
     store = Store.open(home)
-    rows = compared(store, Ledger(store), 2, Domain.helpfulness)
-    assert [row[3] for row in rows] == list(VECTORIZERS)
-    for _, _, own, _, theirs, lead, _ in rows:
-        assert float(lead) == pytest.approx(float(own) - float(theirs), abs=0.0011)
+    found = compared(store, Ledger(store), 2, Domain.helpfulness)
+    assert [c.baseline for c in found] == list(VECTORIZERS)
+    for c in found:
+        assert c.lead.mean == pytest.approx(c.own - c.theirs)
+        assert c.lead.low < c.lead.mean < c.lead.high
 
 
 def test_the_newest_version_is_taken_and_a_wrong_home_is_explained(
