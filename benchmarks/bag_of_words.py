@@ -3,10 +3,11 @@
     python -m benchmarks.bag_of_words --home HOME                # the newest version that has both
     python -m benchmarks.bag_of_words --home HOME --version 1
 
-The baselines are logistic regressions, with scikit-learn's defaults, on the difference between
-both answers' word counts and between their tf-idf weights. They learn from the very pairs that
-were there for the reward model, and are asked about the same held-out ones. Prints each accuracy
-and, pair by pair, the reward model's lead over it with its 95 % interval.
+The baselines are logistic regressions on the difference between both answers' word counts and
+between their tf-idf weights, with scikit-learn's defaults but for the intercept: there is none,
+since neither side of a pair comes first. They learn from the very pairs that were there for the
+reward model, and are asked about the same held-out ones. Prints each accuracy and, pair by pair,
+the reward model's lead over it with its 95 % interval.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from flows.environment import places
 from flows.graph import reward_model_name
 from kernels.hf_layout import load_reward
 from stages.models.comparison import Difference, paired_difference
-from stages.models.pairs import render_pairs, score_pairs
+from stages.models.pairs import render_pairs, score_pairs, when_held_out
 from stages.reward_model import Config
 from stages.runtime.distributed import Rank
 from stages.text.tokenizer import Tokenizer
@@ -131,7 +132,7 @@ def measured(
     by_id = {row["preference_id"]: row for row in rows if row["split"] == "test"}
 
     folder = store.local(manifest.outputs["model"])
-    overlong = "truncate" if config.overlong == "truncate" else "drop"
+    overlong = when_held_out(config.overlong)
     pairs = render_pairs([*by_id.values()], Tokenizer.load(folder), config.max_tokens, overlong)
     if not pairs:
         raise UserError(f"V{version} has no held-out pair about {domain}", "Give --version")

@@ -74,7 +74,7 @@ def tiled_attention(
 
 @cache
 def _has_kernel() -> bool:
-    """Whether this PyTorch has the kernel under the name that it has had since 2.2."""
+    """Whether this PyTorch has the kernel under this name, which is not part of its API."""
     return hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 

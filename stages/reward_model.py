@@ -40,6 +40,7 @@ from stages.models.pairs import (
     render_pairs,
     safety_targets,
     score_pairs,
+    when_held_out,
 )
 from stages.models.rewards import GATE_THRESHOLD
 from stages.runtime.checkpoints import Checkpointer
@@ -313,8 +314,7 @@ def evaluate(
         **{d.value: [r for r in own if r["domain"] == d] for d in Domain},
         "open_source": open_source,
     }
-    # an overlong held-out pair is cut like a training pair, or left out: never a late failure
-    overlong = "truncate" if config.overlong == "truncate" else "drop"
+    overlong = when_held_out(config.overlong)
     accuracies, calibration, metrics = [], [], {}
     for name, candidates in test_sets.items():
         held_out = [r for r in candidates if r["split"] == "test"]

@@ -79,6 +79,12 @@ def render_pairs(
     return pairs
 
 
+def when_held_out(overlong: OverlongPair) -> OverlongPair:
+    """What to do with an overlong held-out pair: cut it like a training pair, or leave it out, so
+    that nothing fails after the training."""
+    return "truncate" if overlong == "truncate" else "drop"
+
+
 def flat_pairs(pairs: Sequence[Pair], device: torch.device) -> tuple[Tensor, Documents]:
     """Tokens and documents of a micro-batch: all chosen sides, then all rejected ones.
 
