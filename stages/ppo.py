@@ -56,7 +56,7 @@ from stages.runtime.throughput import Meter, training_flops
 from stages.text.dialogue import Overlong
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 
 
 class PpoSettings(UpdateSettings, CheckpointSettings):
@@ -98,7 +98,7 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     num_held_out_prompts: dict[str, int] = {"helpfulness": 512, "safety": 128}
     """Validation prompts for early stopping."""
     evaluate_every: int = Field(default=10, gt=0)
-    """Iterations between held-out evaluations."""
+    """Iterations between held-out evaluations; the last one is always followed by one."""
     patience: int = Field(default=5, gt=0)
     """Held-out evaluations without a new best before training stops."""
     show_samples_every: int = Field(default=10, gt=0, json_schema_extra={"in_key": False})
@@ -173,7 +173,7 @@ def train(
             stopping.spend(metrics["ppo/kl"], config.kl_budget)
             if config.kl_target is not None:
                 kl.update(metrics["ppo/kl"], config.batch_size)
-            if done % config.evaluate_every == 0:
+            if is_evaluated(config, done, stopping):
                 metrics |= evaluate_held_out(config, work, models, held_out, stopping, done)
             work.track(done, metrics)
             work.progress(done, config.num_iterations, "iteration", reward=metrics["ppo/reward"])
@@ -181,6 +181,14 @@ def train(
             if checkpointer.maybe_save(done, engines, state):
                 forget_older_bests(work, checkpointer.steps())
     return stopping, done
+
+
+def is_evaluated(config: Config, done: int, stopping: EarlyStopping) -> bool:
+    """Whether the policy is compared on held-out prompts after so many iterations: at its
+    interval and at the end, once it has begun to train."""
+    is_last = done == config.num_iterations or stopping.is_spent
+    is_due = done % config.evaluate_every == 0 or is_last
+    return is_due and done > config.num_value_warmup_iterations
 
 
 def kl_controller(config: Config) -> AdaptiveKL:
@@ -229,17 +237,19 @@ def iteration_flops(models: Models, lengths: list[int], train_policy: bool) -> f
 
 def build(config: Config, work: WorkDir) -> Models:
     """Policy and reference from the rejection-sampling model, value from the Helpfulness RM."""
-    policy, tokenizer = load_policy(work, config.policy)
+    # One after the other: a model is whole in each rank's memory until its engine has sharded it.
+    sampler, tokenizer = load_policy(work, config.policy)
+    policy = _engine(config, work, sampler, config.learning_rate)
     reference = frozen(load_policy(work, config.policy)[0], config.engine, work.rank)
     value = ValueModel.from_reward(load_scorer(work, config.helpfulness_rm))
     return Models(
-        policy=_engine(config, work, policy, config.learning_rate),
+        policy=policy,
         value=_engine(config, work, value, config.value_learning_rate),
         reference=reference,
         rewards=RewardModels.load(
             work, config.helpfulness_rm, config.safety_rm, config.gate_threshold, config.engine
         ),
-        sampler=policy,
+        sampler=sampler,
         tokenizer=tokenizer,
     )
 
@@ -349,7 +359,8 @@ def evaluate_held_out(
 ) -> dict[str, float]:
     """Early stopping: the held-out objective R̃_c − β·KL; a new best is written to disk.
 
-    R̃_c is the reward in standard deviations of its domain above the model PPO started from.
+    R̃_c is the reward in standard deviations of its domain above the model PPO started from, and
+    `unfinished_score` where the response was cut off.
     """
     trajectories = sample(config, work, models, prompts, seed_from(config.seed, "held out"))
     is_safety = [domain == "safety" for domain in prompts.domains]
@@ -359,7 +370,8 @@ def evaluate_held_out(
         for model in (models.policy, models.reference)
     )
     kl = float((logprobs - ref_logprobs).sum()) / len(trajectories)
-    standardised = stopping.standardised(reward, prompts.domains)
+    finished = torch.tensor([t.finished for t in trajectories])
+    standardised = stopping.standardised(reward, prompts.domains, finished, config.unfinished_score)
     objective = float(standardised.mean()) - config.kl_beta * kl
     if stopping.observe(objective, iteration, within_budget(kl, config.kl_budget)):
         keep_best(work, models.policy, models.sampler.config, models.tokenizer, iteration)

@@ -130,7 +130,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     held_out = streams.validation_blocks(config.sequence_length, config.num_validation_sequences)
 
     before = train(config, engine, sampler, held_out, tokenizer.bos_id, work)
-    after = bits_per_byte(engine, held_out, config, work)
+    after = bits_per_byte(engine, held_out, config, tokenizer.bos_id, work)
 
     return StageOutput(
         {"model": save_policy(work, "model", engine, model.config, tokenizer)},
@@ -207,7 +207,9 @@ def train(
     meter = Meter(config.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
         first_step, extra = checkpointer.restore({"policy": engine})
-        before = extra.get("bits_per_byte_before") or bits_per_byte(engine, held_out, config, work)
+        before = extra.get("bits_per_byte_before") or bits_per_byte(
+            engine, held_out, config, bos_id, work
+        )
         for step in range(first_step, total_steps):
             indices = range(step * size, (step + 1) * size)
             blocks = [sampler.block(i) for i in indices]
@@ -268,20 +270,23 @@ def document_lengths(blocks: Sequence[np.ndarray], config: Config, bos_id: int) 
     return [len(e.tokens) - 1 for block in blocks for e in documents_of(block, config, bos_id)]
 
 
-def bits_per_byte(engine: Engine, held_out: HeldOut, config: Config, work: WorkDir) -> float:
-    """Cross-entropy of held-out text in bits per UTF-8 byte: comparable across tokenizers."""
+def bits_per_byte(
+    engine: Engine, held_out: HeldOut, config: Config, bos_id: int, work: WorkDir
+) -> float:
+    """Cross-entropy of held-out text in bits per UTF-8 byte: comparable across tokenizers.
+
+    Blocks are read as they are in training. A BOS that is no target there stands for no bytes.
+    """
     blocks, bytes_per_token = held_out
     if not blocks:
         return math.nan
     total, count = 0.0, 0
     with torch.no_grad():
         for micro_batch in share_of_rank(blocks, work.rank, config.micro_batch_size):
-            flat = collate(
-                [Example(block.tolist(), [True] * len(block)) for block in micro_batch],
-                work.rank.device,
-            )
+            examples = [e for block in micro_batch for e in documents_of(block, config, bos_id)]
+            flat = collate(examples, work.rank.device)
             total += float(engine(flat.tokens, flat.documents, flat.rows, flat.targets))
-            count += len(flat.rows)
+            count += sum(len(block) - 1 for block in micro_batch)
     nats = work.rank.sum(total) / work.rank.sum(float(count))
     return nats / math.log(2) / bytes_per_token
 

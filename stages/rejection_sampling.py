@@ -8,7 +8,10 @@ the best one becomes the new answer. Earlier iterations' best answers join them 
 says so: with the previous iteration's alone, the paper's V3 forgot how to rhyme.
 """
 
+import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +20,10 @@ from pydantic import Field, PositiveFloat
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
+from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
+from data_contracts.parquet import read_table, write_table
+from data_contracts.tables import CONTRACTS
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
 from stages.models.best_of_k import best_examples, best_temperature, choice_counts, choose_best
@@ -31,7 +37,7 @@ from stages.runtime.tables import table_output
 from stages.text.dialogue import Overlong, render_demonstration
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 
 
 class RejectionSamplingSettings(Contract):
@@ -85,11 +91,7 @@ class Config(StageConfig, RejectionSamplingSettings):
 
 def run(config: Config, work: WorkDir) -> StageOutput:
     """Sample K, score, choose the best, add the bag of earlier ones, fine-tune, save."""
-    # Both load their models themselves: a policy and two reward models need not fit side by side.
-    temperature, search = tuned_temperature(config, work)
-    config = config.model_copy(update={"temperature": temperature})
-    prompts, samples, scores = sample_and_score(config, work)
-    scored = scored_rows(config, prompts, samples, scores)
+    scored, sampling = scored_samples(config, work)
     best = [row for row in scored if row["best"]]
     bag = best + earlier_best(config, work, {row["sample_id"] for row in best})
 
@@ -116,8 +118,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "model": save_policy(work, "model", engine, policy.config, tokenizer),
         },
         {
-            **search,
-            **sampling_metrics(config, scored, scores),
+            **sampling,
             "num_best": float(len(best)),
             "num_earlier": float(len(bag) - len(best)),
             "num_replayed": float(len(replay)),
@@ -125,6 +126,50 @@ def run(config: Config, work: WorkDir) -> StageOutput:
             "num_overlong": float(len(bag) + len(replay) + len(extra) - len(examples)),
         },
     )
+
+
+def scored_samples(config: Config, work: WorkDir) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of the scored_samples table, and metrics of the sampling.
+
+    Kept beside the checkpoints of the fine-tuning: one that was interrupted goes on with the very
+    samples that it has learnt from, and nobody pays for them twice. (Sampled again they need not be
+    the same: in bf16 a token can hang on the batch size and on the number of ranks.)
+    """
+    if (kept := kept_samples(work)) is not None:
+        return kept
+    # Both load their models themselves: a policy and two reward models need not fit side by side.
+    temperature, search = tuned_temperature(config, work)
+    config = config.model_copy(update={"temperature": temperature})
+    prompts, samples, scores = sample_and_score(config, work)
+    scored = scored_rows(config, prompts, samples, scores)
+    metrics = {**search, **sampling_metrics(config, scored, scores)}
+    keep_samples(work, scored, metrics)
+    return scored, metrics
+
+
+def kept_samples(work: WorkDir) -> tuple[list[dict[str, Any]], dict[str, float]] | None:
+    """What an interrupted attempt has sampled to the end, on every rank."""
+    kept = None
+    if work.rank.is_main and _metrics_file(work).is_file():
+        metrics = json.loads(_metrics_file(work).read_text(encoding="utf-8"))
+        kept = read_table(_samples_file(work), CONTRACTS["scored_samples"]).to_pylist(), metrics
+    return work.rank.broadcast_object(kept)
+
+
+def keep_samples(work: WorkDir, scored: list[dict[str, Any]], metrics: dict[str, float]) -> None:
+    """Rank 0 writes. The metrics come last: where they are, the samples are whole."""
+    if work.rank.is_main:
+        _samples_file(work).parent.mkdir(parents=True, exist_ok=True)
+        write_table(_samples_file(work), scored, CONTRACTS["scored_samples"])
+        write_durably(_metrics_file(work), json.dumps(metrics).encode())
+
+
+def _samples_file(work: WorkDir) -> Path:
+    return work.checkpoints / "sampling" / "scored_samples.parquet"
+
+
+def _metrics_file(work: WorkDir) -> Path:
+    return work.checkpoints / "sampling" / "metrics.json"
 
 
 def nothing_to_learn(config: Config, scored: list[dict[str, Any]]) -> UserError:
@@ -223,11 +268,19 @@ def scored_rows(
     for p, prompt in enumerate(prompts):
         first = p * config.num_samples
         indices = range(first, first + config.num_samples)
-        distinct = list({samples[i].text: i for i in indices}.values())
+        distinct = distinct_samples(indices, samples)
         best = choose_best(distinct, samples, scores, unsafe_below)
-        for index in sorted(distinct):
+        for index in distinct:
             rows.append(scored_row(config, prompt, index, samples, scores, index == best))
     return rows
+
+
+def distinct_samples(indices: Sequence[int], samples: Sequence[Sample]) -> list[int]:
+    """The first of each text, and rather one that is finished: the others teach nothing."""
+    first: dict[str, int] = {}
+    for i in sorted(indices, key=lambda i: (not samples[i].finished, i)):
+        first.setdefault(samples[i].text, i)
+    return sorted(first.values())
 
 
 def unsafe_score(config: Config) -> float:
@@ -324,7 +377,8 @@ def sampling_metrics(
                 by_prompt.setdefault(row["prompt_id"], []).append(row["reward"])
         groups = [torch.tensor(rewards) for rewards in by_prompt.values()]
         metrics[f"reward_max/{domain}"] = float(torch.stack([g.max() for g in groups]).mean())
-        metrics[f"reward_median/{domain}"] = float(torch.stack([g.median() for g in groups]).mean())
+        medians = [g.quantile(0.5) for g in groups]
+        metrics[f"reward_median/{domain}"] = float(torch.stack(medians).mean())
     return metrics
 
 

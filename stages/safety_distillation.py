@@ -25,18 +25,18 @@ from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import seed_from
 from stages.models.dialogues import is_whole
-from stages.models.folders import load_sampler, load_scorer
+from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
-from stages.models.rewards import GATE_THRESHOLD
+from stages.models.rewards import GATE_THRESHOLD, load_judge
 from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.models.scoring import score_sequences
-from stages.runtime.engine import EngineSettings, frozen
+from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.text.dialogue import Overlong, render_prompt, render_response, split_turns
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 
 GENERIC_PREPROMPTS = (
     "You are a responsible assistant. Always answer in a safe, respectful and honest way.",
@@ -111,10 +111,10 @@ class Answered:
 def run(config: Config, work: WorkDir) -> StageOutput:
     """Answer twice, score both, keep what the Safety RM prefers, name the prompts that broke it."""
     answered = answer_twice(config, work)
-    scorer = frozen(load_scorer(work, config.safety_rm), config.engine, work.rank)
+    judge = load_judge(work, config.safety_rm, config.engine)
     tokenizer = Tokenizer.load(work.input(config.policy))
     original, distilled = (
-        score_sequences(scorer, documents(config, answered.prompts, samples, tokenizer), work.rank)
+        score_sequences(judge, documents(config, answered.prompts, samples, tokenizer), work.rank)
         for samples in (answered.originals, answered.distilled)
     )
     kept = [

@@ -5,6 +5,7 @@ the writing of responses token by token, which reads all weights and the cache f
 runs at a share of the card's memory bandwidth.
 """
 
+import math
 from dataclasses import dataclass
 
 from flows.capacity.holdings import Knobs, at_a_time
@@ -132,7 +133,7 @@ def ppo(
     """
     length = data.document_tokens
     num_learnt = settings.num_iterations * settings.batch_size
-    num_evaluations = 1 + settings.num_iterations // settings.evaluate_every
+    num_evaluations = 1 + math.ceil(settings.num_iterations / settings.evaluate_every)
     num_sampled = num_learnt + num_evaluations * sum(settings.num_held_out_prompts.values())
     reading = document_flops(model, "policy", num_sampled, data.prompt_tokens) / 3
     measuring = 2 * document_flops(model, "policy", num_sampled, length) / 3

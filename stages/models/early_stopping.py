@@ -32,19 +32,21 @@ class EarlyStopping:
     baseline: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard deviation of the held-out reward by domain, before training."""
 
-    def standardised(self, reward: Tensor, domains: Sequence[str]) -> Tensor:
+    def standardised(
+        self, reward: Tensor, domains: Sequence[str], finished: Tensor, unfinished_score: float
+    ) -> Tensor:
         """Rewards (N,) in standard deviations of their domain above the model PPO started from.
 
-        The first call sets that baseline.
+        A response that was cut off takes no part in that and gets the fixed score, as in training
+        (trap 7). The first call that has others of a domain sets its baseline.
         """
-        standardised = torch.zeros_like(reward)
+        standardised = torch.full_like(reward, unfinished_score)
         for domain in sorted(set(domains)):
-            is_own = torch.tensor([d == domain for d in domains])
-            own = reward[is_own]
-            mean, spread = self.baseline.setdefault(
-                domain, (float(own.mean()), float(own.std(correction=0)) + 1e-6)
-            )
-            standardised[is_own] = (own - mean) / spread
+            is_own = finished & torch.tensor([d == domain for d in domains])
+            if is_own.any():
+                own = reward[is_own]
+                mean, spread = self.baseline.setdefault(domain, _level(own))
+                standardised[is_own] = (own - mean) / spread
         return standardised
 
     def is_over(self, patience: int) -> bool:
@@ -63,6 +65,11 @@ class EarlyStopping:
             return True
         self.num_without_best += 1
         return False
+
+
+def _level(rewards: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; 1 where a single response, or equal ones, have none."""
+    return float(rewards.mean()), float(rewards.std(correction=0)) or 1.0
 
 
 def within_budget(kl: float, budget: float | None) -> bool:

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kernels.attention import Documents
 
 FILE = "score_normalisation.json"
 _NEWTON_STEPS = 50
+_SMALLEST_STEP = 1e-9
+"""Below it a loss that does not fall is at its lowest, up to rounding."""
 _RIDGE = 1e-3
 """Pull of the scale towards 1, in responses: responses told apart without a mistake would make it
 infinite."""
@@ -42,8 +45,10 @@ class Normalisation:
 def fit(scores: Tensor, is_safe: Tensor) -> Normalisation:
     """Platt scaling: the scale and shift under which σ(score) fits the labels (N,) best.
 
-    Newton's method on two numbers. Without responses of both kinds there is nothing to fit, and a
-    scale that is not above 0 would turn the ranking around: then scores stay as they are.
+    Newton's method on two numbers, with steps halved until the loss falls: from where it starts, a
+    whole one runs away when few labels are of one kind. Without responses of both kinds there is
+    nothing to fit, and a scale that is not above 0 would turn the ranking around: then scores stay
+    as they are.
     """
     if is_safe.all() or not is_safe.any():
         return Normalisation()
@@ -53,13 +58,23 @@ def fit(scores: Tensor, is_safe: Tensor) -> Normalisation:
     target = is_safe.double()
     prior = torch.stack([spread, torch.zeros_like(spread)])  # a scale of 1
     ridge = torch.diag(torch.tensor([_RIDGE * len(raw), 0.0], dtype=torch.float64))
+
+    def loss(weights: Tensor) -> Tensor:
+        logits, pull = design @ weights, weights - prior
+        fit = binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        return fit + pull @ ridge @ pull / 2
+
     weights = torch.stack([torch.zeros_like(mean), torch.logit(target.mean())])
     for _ in range(_NEWTON_STEPS):
         predicted = torch.sigmoid(design @ weights)
         gradient = design.T @ (predicted - target) + ridge @ (weights - prior)
         curvature = (predicted * (1 - predicted)).clamp(min=1e-6)
         hessian = design.T @ (curvature[:, None] * design) + ridge
-        weights = weights - torch.linalg.solve(hessian, gradient)
+        step = torch.linalg.solve(hessian, gradient)
+        before = loss(weights)
+        while step.abs().max() > _SMALLEST_STEP and loss(weights - step) > before:
+            step = step / 2
+        weights = weights - step
     scale = float(weights[0] / spread)
     shift = float(weights[1] - weights[0] * mean / spread)
     return Normalisation(scale, shift) if scale > 0 else Normalisation()

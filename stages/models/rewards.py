@@ -17,6 +17,9 @@ from stages.models.scoring import score_sequences
 from stages.runtime.engine import EngineSettings, frozen
 from stages.runtime.stage import WorkDir
 
+Judge = Callable[[Tensor, Documents], Tensor]
+"""Scores of a flat batch of documents, one each."""
+
 GATE_THRESHOLD = 0.15
 """The paper's: below this probability of being safe, the safety score decides (§3.2.3)."""
 
@@ -37,8 +40,8 @@ class Scores:
 class RewardModels:
     """The two reward models of one iteration, in evaluation mode."""
 
-    helpfulness: Callable[[Tensor, Documents], Tensor]
-    safety: Callable[[Tensor, Documents], Tensor]
+    helpfulness: Judge
+    safety: Judge
     gate_threshold: float
 
     @classmethod
@@ -50,13 +53,9 @@ class RewardModels:
         gate_threshold: float,
         engine: EngineSettings,
     ) -> "RewardModels":
-        """Both models from the store, sharded over the ranks under ZeRO-3."""
-
-        def judge(ref: ArtifactRef) -> Callable[[Tensor, Documents], Tensor]:
-            scorer = frozen(load_scorer(work, ref), engine, work.rank)
-            return normalised(scorer, normalisation.read(work.input(ref)))
-
-        return cls(judge(helpfulness), judge(safety), gate_threshold)
+        """Both models from the store; see `load_judge`."""
+        judges = (load_judge(work, ref, engine) for ref in (helpfulness, safety))
+        return cls(*judges, gate_threshold)
 
     def score(
         self, sequences: Sequence[list[int]], is_safety_prompt: Sequence[bool], work: WorkDir
@@ -68,6 +67,13 @@ class RewardModels:
         reward = gated_reward(helpfulness, safety, is_safety, self.gate_threshold)
         gated = safety_gate(safety, is_safety, self.gate_threshold) & ~is_safety
         return Scores(helpfulness, safety, reward, gated)
+
+
+def load_judge(work: WorkDir, model: ArtifactRef, engine: EngineSettings) -> Judge:
+    """A reward model from the store on the level of its normalisation, which the gate's threshold
+    is meant for; sharded over the ranks under ZeRO-3. All ranks call."""
+    scorer = frozen(load_scorer(work, model), engine, work.rank)
+    return normalised(scorer, normalisation.read(work.input(model)))
 
 
 def whitened(reward: Tensor, group: Tensor, finished: Tensor, unfinished_score: float) -> Tensor:

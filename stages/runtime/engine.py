@@ -100,8 +100,7 @@ class Engine:
         config = deepspeed_config(settings, self._stage, optimizer.gradient_clipping, module)
         self._deepspeed = zero.initialize(module, config, self._adamw)
         share_patience()
-        # Its hooks would keep weights and optimizer state of ZeRO alive for as long as the process.
-        weakref.finalize(self, self._deepspeed.destroy).atexit = False
+        weakref.finalize(self, zero.free, self._deepspeed).atexit = False
         self.module = self._deepspeed.module
         self._fragments = fragments_of(self.module, self._deepspeed.optimizer, self._stage, rank)
         if is_bf16:
@@ -283,7 +282,9 @@ class Frozen:
             config = deepspeed_config(
                 settings.model_copy(update={"offload_optimizer": False}), 3, 0.0, module
             )
-            self.module = zero.initialize(module, config, None).module
+            deepspeed = zero.initialize(module, config, None)
+            weakref.finalize(self, zero.free, deepspeed).atexit = False
+            self.module = deepspeed.module
         else:
             module.to(rank.device)
 

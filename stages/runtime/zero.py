@@ -40,6 +40,15 @@ def initialize(
     return engine
 
 
+def free(engine: Any) -> None:
+    """Make DeepSpeed let go of an engine: its hooks, and ZeRO-3's list of the top modules of all
+    there ever were, would keep weights and optimizer state for as long as the process."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    engine.destroy()
+    FWD_MODULE_STACK[:] = [top for top in FWD_MODULE_STACK if top is not engine.module]
+
+
 def masters(optimizer: Any) -> list[Tensor]:
     """The flat fp32 tensors, this rank's shards, that a ZeRO optimizer updates."""
     name = next(name for name in _MASTERS if hasattr(optimizer, name))

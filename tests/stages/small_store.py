@@ -11,7 +11,9 @@ from data_contracts.tables import CONTRACTS
 from kernels.heads import RewardModel
 from kernels.hf_layout import save_causal, save_reward
 from kernels.model import CausalLM, ModelConfig
+from stages.models import normalisation
 from stages.models.folders import CHECKPOINT_KIND, special_ids
+from stages.models.normalisation import Normalisation
 from stages.runtime.distributed import Rank
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
@@ -43,7 +45,10 @@ def causal_lm(tokenizer: Tokenizer, seed: int = 1, context: int = CONTEXT) -> Ca
 
 
 def small_store(
-    folder: Path, prompts: list[dict[str, object]], context: int = CONTEXT
+    folder: Path,
+    prompts: list[dict[str, object]],
+    context: int = CONTEXT,
+    safety: Normalisation | None = None,
 ) -> tuple[WorkDir, dict[str, ArtifactRef]]:
     """A place to run a stage in, and its inputs by the names that configs give them."""
     attempt = folder / "work" / "key" / "attempt-1"
@@ -56,7 +61,7 @@ def small_store(
         scorer.score.weight.mul_(5)
     return work, {
         "policy": _model(work, folder / "policy", policy, tokenizer),
-        "safety_rm": _model(work, folder / "safety", scorer, tokenizer),
+        "safety_rm": _model(work, folder / "safety", scorer, tokenizer, safety),
         "helpfulness_rm": _model(work, folder / "helpfulness", scorer, tokenizer),
         "prompts": table(work, folder / "prompts", "prompts", prompts),
     }
@@ -81,10 +86,16 @@ def table(work: WorkDir, folder: Path, contract: str, rows: list[dict[str, objec
 
 
 def _model(
-    work: WorkDir, folder: Path, model: CausalLM | RewardModel, tokenizer: Tokenizer
+    work: WorkDir,
+    folder: Path,
+    model: CausalLM | RewardModel,
+    tokenizer: Tokenizer,
+    level: Normalisation | None = None,
 ) -> ArtifactRef:
     folder.mkdir()
     save = save_reward if isinstance(model, RewardModel) else save_causal
     save(folder, model.config, model.state_dict(), **special_ids(tokenizer))
     tokenizer.copy_to(folder)
+    if level is not None:
+        normalisation.write(folder, level)
     return work.store.publish(folder, CHECKPOINT_KIND)

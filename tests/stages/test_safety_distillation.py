@@ -10,7 +10,10 @@ from data_contracts.parquet import read_table
 from data_contracts.tables import CONTRACTS
 from stages import rejection_sampling, safety_distillation
 from stages.models.batches import Example
+from stages.models.normalisation import Normalisation
+from stages.models.rewards import GATE_THRESHOLD, RewardModels
 from stages.models.sampling import Sample
+from stages.runtime.engine import EngineSettings
 from stages.safety_distillation import Config, documents, prefixed, preprompt_of
 from stages.text.dialogue import render_demonstration, render_prompt, render_response
 
@@ -144,6 +147,19 @@ def test_prompts_whose_first_answer_falls_below_the_threshold_broke_the_model(tm
     assert all(row["domain"] == "safety" and row["split"] == "train" for row in rows["red_team"])
     assert rows["demonstrations"] == []
     assert output.metrics["broken_share"] == pytest.approx(2 / 3)
+
+
+def test_the_threshold_is_one_for_normalised_scores_as_it_is_for_the_gate(tmp_path):
+    """Safe by the raw scores, and unsafe on the level that the model's normalisation puts right."""
+    work, refs = small_store(tmp_path, three(), safety=Normalisation(1.0, -20.0))
+    own = {name: refs[name] for name in ("prompts", "policy", "safety_rm")}
+    output = safety_distillation.run(config(**own), work)
+    assert output.metrics["broken_share"] == 1
+    judges = RewardModels.load(
+        work, refs["helpfulness_rm"], refs["safety_rm"], GATE_THRESHOLD, EngineSettings()
+    )
+    scores = judges.score([[1, 2]], [False], work)
+    assert scores.gated.tolist() == [True]
 
 
 def test_an_answer_that_was_cut_off_is_not_kept(tmp_path, answers):

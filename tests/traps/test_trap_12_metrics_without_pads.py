@@ -17,10 +17,11 @@ Seen to fail with each of these planted in the product:
 
 import math
 
+import numpy as np
 import plain_llama
 import pytest
 import torch
-from trap_models import causal_lm, reward_model
+from trap_models import BOS, causal_lm, reward_model
 from trap_ppo import bench, engine, plain_entropy, split, work_dir
 from trap_steps import STEPS, blocks, pairs, pretrain_config, sequences
 
@@ -166,9 +167,23 @@ def test_pretraining_measures_bits_per_byte_of_held_out_text(tmp_path, micro_bat
     held_out = [block[: 4 + i] for i, block in enumerate(blocks())]
     documents = [block.tolist() for block in held_out]
     logprobs = torch.cat([plain_llama.logprobs(model, d[:1], d[1:]).detach() for d in documents])
-    config, work = pretrain_config(micro_batch_size), work_dir(tmp_path)
-    found = bits_per_byte(engine(model), (held_out, 2.5), config, work)
+    config = pretrain_config(micro_batch_size).model_copy(update={"mask_documents": False})
+    found = bits_per_byte(engine(model), (held_out, 2.5), config, BOS, work_dir(tmp_path))
     assert found == pytest.approx(-logprobs.mean().item() / math.log(2) / 2.5, abs=CLOSE)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 7])
+def test_held_out_text_is_cut_into_documents_as_training_text_is(tmp_path, micro_batch_size):
+    """A BOS within a block is no target and no byte, but the first token after it is both."""
+    model = causal_lm(6)
+    block = np.array([BOS, 5, 6, BOS, 7, 8, 9, BOS])
+    documents = [[BOS, 5, 6], [BOS, 7, 8, 9]]
+    logprobs = torch.cat([plain_llama.logprobs(model, d[:1], d[1:]).detach() for d in documents])
+    config = pretrain_config(micro_batch_size)
+    assert config.mask_documents
+    found = bits_per_byte(engine(model), ([block], 2.5), config, BOS, work_dir(tmp_path))
+    num_bytes = 2.5 * 7  # of the stream that the block's seven targets are of
+    assert found == pytest.approx(-logprobs.sum().item() / math.log(2) / num_bytes, abs=CLOSE)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 7])

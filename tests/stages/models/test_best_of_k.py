@@ -8,6 +8,7 @@ import torch
 from stages.models.best_of_k import best_temperature, choice_counts, choose_best
 from stages.models.rewards import Scores
 from stages.models.sampling import Sample
+from stages.rejection_sampling import distinct_samples
 
 INF = math.inf
 
@@ -84,3 +85,14 @@ def test_prompts_without_a_usable_sample_at_one_temperature_count_at_none():
     assert best_temperature(rewards, domains)[0] == 1.2
     nothing = {t: torch.full((2, 2), -INF) for t in (0.8, 1.2)}
     assert best_temperature(nothing, domains) == (0.8, {0.8: 0.0, 1.2: 0.0})
+
+
+def test_twins_are_sampled_once_and_a_finished_one_stands_for_them():
+    samples = [
+        Sample([4], "same", False),
+        Sample([4, 2], "same", True),
+        Sample([5, 2], "other", True),
+        Sample([4, 2], "same", True),
+    ]
+    assert distinct_samples(range(4), samples) == [1, 2]
+    assert distinct_samples([2, 3], samples) == [2, 3]

@@ -61,13 +61,34 @@ def test_no_version_beyond_the_kl_budget_is_kept():
 def test_rewards_are_measured_from_where_training_began_domain_by_domain():
     stopping = EarlyStopping()
     domains = ["safety", "helpfulness", "safety", "helpfulness"]
-    first = stopping.standardised(torch.tensor([1.0, 10.0, 3.0, 30.0]), domains)
+    all_finished = torch.tensor([True] * 4)
+    scores = torch.tensor([1.0, 10.0, 3.0, 30.0])
+    first = stopping.standardised(scores, domains, all_finished, -1.0)
     assert first.tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-4)
     # safety: mean 2, deviation 1; helpfulness: mean 20, deviation 10
-    later = stopping.standardised(torch.tensor([5.0, 20.0, 2.0, 0.0]), domains)
+    scores = torch.tensor([5.0, 20.0, 2.0, 0.0])
+    later = stopping.standardised(scores, domains, all_finished, -1.0)
     assert later.tolist() == pytest.approx([3, 0, 0, -2], abs=1e-4)
     resumed = EarlyStopping(**vars(stopping))
-    assert resumed.standardised(torch.tensor([5.0]), ["safety"]).tolist() == [later[0].item()]
+    again = resumed.standardised(torch.tensor([5.0]), ["safety"], torch.tensor([True]), -1.0)
+    assert again.tolist() == [later[0].item()]
+
+
+def test_a_held_out_response_that_was_cut_off_gets_the_fixed_score():
+    stopping = EarlyStopping()
+    domains = ["safety"] * 3 + ["helpfulness"]
+    finished = torch.tensor([True, True, False, False])
+    found = stopping.standardised(torch.tensor([1.0, 3.0, 90.0, 90.0]), domains, finished, -2.0)
+    assert found.tolist() == [-1, 1, -2, -2]
+    assert set(stopping.baseline) == {"safety"}, "the other domain's is still to be set"
+
+
+def test_equal_rewards_have_no_spread_to_be_divided_by():
+    stopping = EarlyStopping()
+    one, finished = ["safety"], torch.tensor([True])
+    assert stopping.standardised(torch.tensor([2.0]), one, finished, -1.0).tolist() == [0]
+    later = stopping.standardised(torch.tensor([2.5]), one, finished, -1.0)
+    assert later.tolist() == [0.5], "in the reward model's own units"
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,20 @@ def test_a_level_that_has_drifted_is_put_right():
     assert torch.equal(found(drifted).argsort(), drifted.argsort())
 
 
+@pytest.mark.parametrize("num_unsafe", [1, 5, 10, 1990, 1999])
+def test_few_labels_of_one_kind_are_fitted_too(num_unsafe):
+    """Told apart but for one or two: a whole Newton step from the start runs away here."""
+    generator = torch.Generator().manual_seed(num_unsafe)
+    is_safe = torch.arange(2000) >= num_unsafe
+    scores = torch.where(is_safe, 2.0, -2.0) + torch.randn(2000, generator=generator)
+    found = fit(scores, is_safe)
+    assert 0 < found.scale < 10
+    assert abs(found.shift) < 20
+    # With a shift that is free of the ridge, the rate that is said is the rate there is.
+    says_safe = torch.sigmoid(found(scores.double()))
+    assert float(says_safe.mean()) == pytest.approx(1 - num_unsafe / 2000, abs=1e-6)
+
+
 def test_a_low_level_rewards_what_the_gate_catches_until_it_is_centred():
     """Where PPO once learnt to be caught: two good answers, and one that the gate catches."""
     helpfulness = torch.tensor([-3.0, -3.5, -5.5])

@@ -137,6 +137,7 @@ def test_ranks_with_unequal_shares_do_not_wait_for_ever(findings: dict[str, Any]
 def test_frozen_module_is_sharded_but_gives_the_same(findings: dict[str, Any]) -> None:
     sharded, whole = findings["frozen"]
     assert sharded == pytest.approx(whole, rel=1e-6)
+    assert findings["frozen_left"] == 0, "freed when nobody holds it"
 
 
 @pytest.mark.parametrize("mode", MODES)

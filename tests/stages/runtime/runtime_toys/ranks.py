@@ -1,10 +1,12 @@
 """What two ranks find out, written as JSON by rank 0: torchrun -m runtime_toys.ranks FOLDER."""
 
+import gc
 import hashlib
 import json
 import os
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def main(folder: Path) -> None:
     findings["digest"] = digest(rank)
     findings["uneven"] = uneven(rank)
     findings["frozen"] = frozen_losses(rank)
+    findings["frozen_left"] = frozen_left(rank)
     if rank.is_main:
         (folder / "findings.json").write_text(json.dumps(findings))
     leave_process_group()
@@ -279,6 +282,18 @@ def frozen_losses(rank: Rank) -> list[float]:
     module = frozen(Toy(), EngineSettings(zero_stage=3), rank)
     sharded = module(*batch(0)).losses.sum().item()
     return [sharded, Toy()(*batch(0)).losses.sum().item()]
+
+
+def frozen_left(rank: Rank) -> int:
+    """How many of three sharded frozen modules are still there once nobody holds them."""
+    left = []
+    for _ in range(3):
+        module = frozen(Toy(), EngineSettings(zero_stage=3), rank)
+        module(*batch(0))
+        left.append(weakref.ref(next(module.module.parameters())))
+        del module
+    gc.collect()
+    return sum(weights() is not None for weights in left)
 
 
 if __name__ == "__main__":
