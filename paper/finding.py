@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Literal
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from paper.lab import Lab
 from stages.models.comparison import Z_95
@@ -147,10 +148,13 @@ class Result:
 
 
 def pooled(estimates: Sequence[Estimate]) -> Interval:
-    """Random-effects mean (DerSimonian and Laird 1986) with a normal 95 % interval.
+    """Random-effects mean (DerSimonian and Laird 1986) with a 95 % interval.
 
-    One estimate keeps its own interval; of exact ones (error 0) the spread over seeds counts, and
-    one of a single value (error inf) says nothing.
+    Over several seeds that is the interval of Hartung and Knapp (2001): a few seeds say little
+    about how much seeds differ, and a normal interval, which takes that as known, covers but 85 to
+    90 %. Where they agree by chance it is not narrower than the normal one. One estimate keeps its
+    own interval; of exact ones (error 0) the spread over seeds counts, and one of a single value
+    (error inf) says nothing.
     """
     known = [e for e in estimates if math.isfinite(e.error)]
     if not known:
@@ -164,6 +168,10 @@ def pooled(estimates: Sequence[Estimate]) -> Interval:
     weights = 1 / variances
     mean = float((weights * values).sum() / weights.sum())
     half = Z_95 / math.sqrt(weights.sum())
+    if len(values) > 1:
+        freedom = len(values) - 1
+        spread = float((weights * (values - mean) ** 2).sum()) / freedom
+        half = max(half, float(student_t.ppf(0.975, freedom)) * math.sqrt(spread / weights.sum()))
     return Interval(mean, mean - half, mean + half)
 
 

@@ -1,7 +1,7 @@
 """(m), (o): instructions that last, and answers distilled from a safety preprompt."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from data_contracts.artifacts import ArtifactRef
@@ -48,15 +48,32 @@ def ghost_attention(lab: Lab) -> Estimates:
         "without": talking.sft,
         "with": further_tuned(talking, talking.sft, made.outputs["demonstrations"]),
     }
-    estimates: Estimates = {}
-    turns: dict[str, list[Estimate]] = {name: [] for name in models}
+    settings = talking.recipe.evaluate.retention
+    assert settings is not None
+    kept = {name: [0] * settings.num_turns for name in models}
     for row in retention(talking, models):
-        kept = proportion(row)
-        estimates[f"{row['version']}/{row['group'].removeprefix('turn ')}"] = kept
-        turns[row["version"]].append(kept)
-    estimates["lasts"] = turns["with"][-1] - turns["without"][-1]
-    estimates["is lost without"] = turns["without"][0] - turns["without"][-1]
+        kept[row["version"]][int(row["group"].removeprefix("turn ")) - 1] = row["num_so"]
+    shares = {
+        name: [proportion(num, settings.num_dialogues) for num in nums]
+        for name, nums in kept.items()
+    }
+    estimates = {
+        f"{name}/{turn}": share
+        for name, turns in shares.items()
+        for turn, share in enumerate(turns, start=1)
+    }
+    later = {name: after_the_first(nums, settings.num_dialogues) for name, nums in kept.items()}
+    estimates["lasts"] = later["with"] - later["without"]
+    estimates["is lost without"] = shares["without"][0] - shares["without"][-1]
     return estimates
+
+
+def after_the_first(num_kept: Sequence[int], num_dialogues: int) -> Estimate:
+    """Share of the answers after the first turn, given how many dialogues keep it in each turn.
+
+    In the error the answers of a dialogue count as one: they stand and fall together.
+    """
+    return proportion(sum(num_kept[1:]) / (len(num_kept) - 1), num_dialogues)
 
 
 def retention(lab: Lab, models: dict[str, ArtifactRef]) -> list[dict[str, Any]]:
@@ -78,11 +95,10 @@ def retention(lab: Lab, models: dict[str, ArtifactRef]) -> list[dict[str, Any]]:
     return [row for row in rows if row["measure"] == RETENTION]
 
 
-def proportion(row: Mapping[str, Any]) -> Estimate:
-    """A rate with the standard error of a proportion, which is never quite 0."""
-    num, rate = row["num_answers"], row["rate"]
-    smoothed = (rate * num + 1) / (num + 2)
-    return Estimate(rate, math.sqrt(smoothed * (1 - smoothed) / num))
+def proportion(num_so: float, num: int) -> Estimate:
+    """A share with the standard error of a proportion, which is never quite 0."""
+    smoothed = (num_so + 1) / (num + 2)
+    return Estimate(num_so / num, math.sqrt(smoothed * (1 - smoothed) / num))
 
 
 def settings_of(settings: Contract) -> dict[str, Any]:
@@ -125,17 +141,19 @@ FINDINGS = (
     Finding(
         "m",
         "Table 30",
-        "With Ghost Attention an instruction of the first turn lasts; without it is lost after a "
-        "few turns.",
+        "With Ghost Attention an instruction of the first turn is kept in later turns; without it "
+        "is lost.",
         "The chat model of a world with dialogues, and the same fine-tuned on Ghost Attention's, "
         "hold the same dialogues of six turns, the instruction in the first turn alone; a rule "
-        "checks every answer.",
+        "checks every answer. A dialogue that ends before its sixth turn, for want of context, "
+        "counts as one that does not keep it.",
         ghost_attention,
         (
-            Effect("lasts", "kept in the last turn, with minus without"),
+            Effect("lasts", "kept in the turns after the first, with minus without"),
             Effect("is lost without", "kept without, first turn minus last"),
         ),
         (Chart("lines", {"with": "with", "without": "without"}, "turn", "instruction kept"),),
+        notes="It fades here, turn by turn, where the paper's stays at 100 %.",
         weight=12,
     ),
     Finding(

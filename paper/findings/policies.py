@@ -49,6 +49,7 @@ def hacking(lab: Lab) -> Estimates:
     estimates["reward rises"] = paired(rewards[FREE], rewards["start"])
     estimates["gold falls"] = paired(scores["start"], scores[FREE])
     estimates["penalty holds"] = paired(scores[HELD], scores[FREE])
+    estimates["lost with penalty"] = paired(scores["start"], scores[HELD])
     for name, run in runs.items():
         estimates |= curve(lab, run, name)
     return estimates
@@ -59,7 +60,7 @@ def _helpfulness_score(row: gold.Row) -> float:
 
 
 def curve(lab: Lab, run: Manifest, name: str) -> Estimates:
-    """Gold helpfulness, reward-model score and KL of each iteration's training samples."""
+    """Gold score on harmless prompts, and RM score and KL on all, of each iteration's samples."""
     estimates = {}
     for iteration, found in gold_by_iteration(lab, run).items():
         estimates[f"gold, {name}/{iteration}"] = mean(found)
@@ -163,10 +164,10 @@ FINDINGS = (
         "k",
         "§3.2.3",
         "Without the KL penalty the policy exploits its reward model: the reward rises and the "
-        "true quality falls. The paper's penalty holds it.",
-        f"PPO from V1 with and without the penalty, both at a learning rate of {FAST:g} and twice "
-        "as long as V5's; the last best checkpoint's answers to held-out harmless "
-        "prompts by the Helpfulness RM and by the gold judge.",
+        "true quality falls. With the penalty it does not fall so far.",
+        f"PPO from V1 without the penalty and with the recipe's, both at a learning rate of "
+        f"{FAST:g} and twice as long as V5's; the last best checkpoint's answers to held-out "
+        "harmless prompts by the Helpfulness RM and by the gold judge.",
         hacking,
         (
             Effect("reward rises", "RM score, no penalty minus start"),
@@ -175,7 +176,12 @@ FINDINGS = (
         ),
         (
             Chart("lines", {a: f"gold, {a}" for a in (FREE, HELD)}, "iteration", "gold"),
-            Chart("lines", {a: f"RM, {a}" for a in (FREE, HELD)}, "iteration", "RM score"),
+            Chart(
+                "lines",
+                {a: f"RM, {a}" for a in (FREE, HELD)},
+                "iteration",
+                "RM score, all prompts",
+            ),
         ),
         weight=16,
     ),

@@ -182,7 +182,7 @@ FINDINGS = (
         "Figure 6",
         "Reward-model accuracy rises with the amount of data and with the size of the model.",
         "The Helpfulness RM on 1/16, 1/4 and all pairs, and on chat models of 3 sizes with all "
-        "pairs; accuracy on the same held-out pairs.",
+        "pairs; accuracy on the same held-out pairs. Tested are the ends of both curves.",
         data_and_size,
         (
             Effect("more data", "accuracy with all pairs minus with 1/16 of them"),

@@ -1,6 +1,6 @@
 """(f), (g): the best and the median of N samples, and the temperature at which to draw them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,11 +16,18 @@ COLD, HOT = 1.0, 1.8
 HELD = 0.25
 """Standard deviations by which a median may move and still be called flat."""
 Draws = dict[float, np.ndarray]
-"""Temperature → rewards (prompts, samples)."""
+"""Temperature → rewards, or other values, (prompts, samples)."""
 
 
-def sweep(lab: Lab, policy: ArtifactRef) -> Draws:
-    """Helpfulness rewards of many answers to held-out prompts at each temperature."""
+def helpfulness_score(row: gold.Row) -> float:
+    """The Helpfulness RM's."""
+    return row["helpfulness_score"]
+
+
+def sweep(
+    lab: Lab, policy: ArtifactRef, value: Callable[[gold.Row], float] = helpfulness_score
+) -> Draws:
+    """A value of many answers to held-out prompts at each temperature."""
     rows = gold.answers(
         lab,
         policy,
@@ -31,7 +38,7 @@ def sweep(lab: Lab, policy: ArtifactRef) -> Draws:
     draws: dict[float, dict[str, list[float]]] = {t: {} for t in TEMPERATURES}
     for row in rows:
         nearest = min(TEMPERATURES, key=lambda t: abs(t - row["temperature"]))
-        draws[nearest].setdefault(row["prompt_id"], []).append(row["helpfulness_score"])
+        draws[nearest].setdefault(row["prompt_id"], []).append(value(row))
     return {t: np.array(list(by_prompt.values())) for t, by_prompt in draws.items()}
 
 
@@ -56,6 +63,9 @@ def max_and_median(lab: Lab) -> Estimates:
     moved = mean((middle - first) / spread)
     estimates["median up"] = Estimate(HELD - moved.value, moved.error)
     estimates["median down"] = Estimate(HELD + moved.value, moved.error)
+    quality = sweep(lab, lab.sft, gold.gold_of)[1.0]
+    chosen = np.take_along_axis(quality, rewards.argmax(1)[:, None], axis=1)[:, 0]
+    estimates["best is better"] = mean(chosen - quality.mean(1))
     return estimates
 
 
@@ -103,12 +113,14 @@ FINDINGS = (
         "Figure 7",
         "With more samples the best reward rises, while the median stays.",
         "1 to 16 answers of the SFT model at T=1 to held-out prompts, scored by V1's Helpfulness "
-        f"RM. Flat means: the median moves by less than {HELD} standard deviations.",
+        f"RM. Flat means: the median moves by less than {HELD} standard deviations. The best of N "
+        "rises by whatever it is chosen, so the gold judge must find it better too.",
         max_and_median,
         (
             Effect("max rises", "best of 16 minus best of 1, in standard deviations"),
             Effect("median up", f"{HELD} minus the median's move"),
             Effect("median down", f"{HELD} plus the median's move"),
+            Effect("best is better", "gold helpfulness of the best of 16 minus the mean of the 16"),
         ),
         (Chart("lines", {"best": "max", "median": "median"}, "samples N", "reward", log_x=True),),
         weight=5,

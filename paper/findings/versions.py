@@ -157,9 +157,10 @@ FINDINGS = (
     Finding(
         "i",
         "Figure 11",
-        "The win rate over SFT rises from version to version, on helpfulness and on safety.",
+        "From V1 to V5 the win rate over SFT rises, on helpfulness and on safety.",
         "Every version answers the same held-out prompts at T=1; the gold judge compares with "
-        "SFT's answers, ties half.",
+        "SFT's answers, ties half. Tested is the last version against SFT and against the first; "
+        "the chart shows the steps, of which some fall.",
         progress,
         (
             *(

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from paper.finding import (
@@ -20,9 +21,10 @@ Z = 1.959964
 
 
 def test_seeds_that_agree_are_weighted_by_their_precision():
-    # weights 100 and 25; the spread is smaller than the errors explain
-    interval = pooled([Estimate(1.0, 0.1), Estimate(1.1, 0.2)])
-    assert interval.value == pytest.approx((100 * 1.0 + 25 * 1.1) / 125)
+    # weights 100 and 25; the spread is so much smaller than the errors explain that Hartung's and
+    # Knapp's interval would be narrower than the errors' own
+    interval = pooled([Estimate(1.0, 0.1), Estimate(1.001, 0.2)])
+    assert interval.value == pytest.approx((100 * 1.0 + 25 * 1.001) / 125)
     assert interval.high - interval.value == pytest.approx(Z / math.sqrt(125))
 
 
@@ -31,7 +33,22 @@ def test_seeds_that_differ_widen_the_interval():
     interval = pooled([Estimate(0.0, 0.1), Estimate(1.0, 0.1)])
     tau2 = 49 / 100
     assert interval.value == pytest.approx(0.5)
-    assert interval.high - 0.5 == pytest.approx(Z * math.sqrt((0.01 + tau2) / 2))
+    # weights 2 each with tau², spread 2 × 2 × 0.5² = 1, Student's t with one degree of freedom
+    assert 1 / (0.01 + tau2) == pytest.approx(2)
+    assert interval.high - 0.5 == pytest.approx(12.7062 * math.sqrt(1 / 4), rel=1e-4)
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_95_of_100_intervals_hold_the_truth(num_seeds, spread):
+    """Seeds that differ by so many of their own standard errors."""
+    rng = np.random.default_rng(0)
+    intervals = [
+        pooled([Estimate(v, 1.0) for v in rng.normal(0, math.hypot(1, spread), num_seeds)])
+        for _ in range(2000)
+    ]
+    covered = np.mean([i.low <= 0 <= i.high for i in intervals])
+    assert 0.94 <= covered <= 1
 
 
 def test_one_seed_keeps_its_own_interval():
