@@ -42,7 +42,7 @@ def chat(
         int | None, typer.Option("--max-tokens", min=1, help="Of a reply; else up to 256.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="The same replies again.")
+        int | None, typer.Option("--seed", min=0, max=2**62, help="The same replies again.")
     ] = None,
     home: HomeOption = None,
 ) -> None:
@@ -58,6 +58,7 @@ def chat(
     """
     from kernels.generation import Sampling
 
+    _check_encoding(system, "The system message")
     try:
         Sampling(max_tokens or 1, temperature, top_p)
     except ValueError:
@@ -80,7 +81,8 @@ def chat(
             )
 
         if message is not None or not sys.stdin.isatty():
-            _answer_all([message] if message is not None else _lines(), conversations, ask)
+            messages = _lines() if message is None else iter([("", message)])
+            _answer_all(messages, conversations, ask)
         else:
             _talk(conversations, ask)
 
@@ -99,15 +101,32 @@ def _opened(stack: ExitStack, folder: Path, name: str, system: str) -> "Conversa
     return Conversation(engine, name, system)
 
 
-def _lines() -> Iterator[str]:
-    return (line.strip() for line in sys.stdin if line.strip())
+def _lines() -> Iterator[tuple[str, str]]:
+    """Messages of standard input, each with its place; a byte order mark is none of the text."""
+    for number, line in enumerate(sys.stdin, start=1):
+        text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
+        if text:
+            yield f"Line {number}: ", text
 
 
-def _answer_all(messages: Iterable[str], conversations: "list[Conversation]", ask: Ask) -> None:
+def _answer_all(
+    messages: Iterable[tuple[str, str]], conversations: "list[Conversation]", ask: Ask
+) -> None:
     """Messages that nobody types: replies alone on standard output, each ended by a newline."""
     aside = Console(stderr=True, highlight=False)
-    for number, text in enumerate(messages):
-        _reply(text, number, conversations, ask, aside)
+    for number, (where, text) in enumerate(messages):
+        try:
+            _reply(text, number, conversations, ask, aside)
+        except UserError as error:
+            raise UserError(f"{where}{error.problem}", error.remedy) from None
+
+
+def _check_encoding(text: str, what: str) -> None:
+    """Raise UserError for bytes that Python took in although they are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} is not UTF-8", "Convert it, for instance with iconv") from None
 
 
 def _talk(conversations: "list[Conversation]", ask: Ask) -> None:
@@ -152,6 +171,7 @@ def _reply(
     text: str, number: int, conversations: "list[Conversation]", ask: Ask, aside: Console
 ) -> None:
     """Both models write at once; side by side on a wide terminal, else one after the other."""
+    _check_encoding(text, "The message")
     before = [conversation.num_forgotten for conversation in conversations]
     requests: list[Request] = []
     try:

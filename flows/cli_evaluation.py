@@ -103,13 +103,14 @@ def read(
     - `rlhf evaluation read sheets/*.csv --key sheets.key.json`
     """
     from annotation.evaluation.sheets import read_sheets
-    from flows.judgements import judged
+    from flows.judgements import check_judge, judged
 
     where = _home(home)
+    check_judge(opened(where)[0], judge, "people")
     made_with, reading = read_sheets(files, key)
     counts = {
         "ratings": len(reading.ratings) - reading.num_identical,
-        "raters": len(files),
+        "raters": reading.num_raters,
         "unanswered": reading.num_unanswered,
         "identical": reading.num_identical,
     }
@@ -148,9 +149,10 @@ def judge(
     half way? The same command asks only what has no answer yet.
     """
     from annotation.evaluation.outside_judge import JudgeSettings, judge_pairs
-    from flows.judgements import judged
+    from flows.judgements import check_judge, judged
 
     where = _home(home)
+    check_judge(opened(where)[0], model, "model")
     pairs = _pairs(where, version, against, num_prompts, domain)
     settings = JudgeSettings(
         url=url,
@@ -191,8 +193,11 @@ def _pairs(
     record = RunRecord(*opened(_home(where.home)))
     if record.newest is None:
         raise UserError(f"The home {where.home} has no evaluation", "Run `rlhf run` to its end")
-    chosen = record.newest if version is None else version_number(version)
-    labels = policy_label(chosen), policy_label(version_number(against))
+
+    def label(name: str) -> str:
+        return name if name in record.all_labels else policy_label(version_number(name))
+
+    labels = policy_label(record.newest) if version is None else label(version), label(against)
     return pairs_of(record.evaluations, *labels, num_prompts, domain)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_contracts.base import Contract
-from data_contracts.errors import UserError
+from data_contracts.errors import StoreError, UserError
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Store
@@ -110,8 +110,8 @@ def _remember(walk: Walk, node: Node) -> None:
 
 
 def _promote_late(walk: Walk, version: int) -> None:
-    with suppress(ValueError):  # a damaged verdict moves nothing, and holds nothing up
-        if (verdict := _find_verdict(walk.store, version)) is None:
+    with suppress(StoreError):  # a damaged verdict moves nothing, and holds nothing up
+        if (verdict := find_verdict(walk.store, version)) is None:
             return
         heads = model_digests(walk.recipe, walk.ledger, version)
         passed = {name: heads.get(name) for name in verdict.promoted() if name in verdict.digests}
@@ -159,7 +159,7 @@ def read_verdict(store: Store, version: int) -> Verdict:
 
     Raises UserError when there is none.
     """
-    verdict = _find_verdict(store, version)
+    verdict = find_verdict(store, version)
     if verdict is None:
         raise UserError(
             f"RLHF-V{version} has not been judged in {store.home}", "Run the iteration to its end"
@@ -167,9 +167,17 @@ def read_verdict(store: Store, version: int) -> Verdict:
     return verdict
 
 
-def _find_verdict(store: Store, version: int) -> Verdict | None:
-    content = store.read(f"gates/{version_label(version)}.json")
-    return None if content is None else Verdict.model_validate_json(content)
+def find_verdict(store: Store, version: int) -> Verdict | None:
+    """The verdict on an iteration, None when there is none. Raises StoreError for a damaged one."""
+    name = f"gates/{version_label(version)}.json"
+    content = store.read(name)
+    try:
+        return None if content is None else Verdict.model_validate_json(content)
+    except ValueError:
+        raise StoreError(
+            f"{name} in the store {store.home} is damaged",
+            f"Remove it; `rlhf stage evaluate --version {version}` judges the iteration again",
+        ) from None
 
 
 def record_override(store: Store, override: Override) -> None:

@@ -25,8 +25,10 @@ def judge_name(judge: str) -> str:
 def win_rates_by_version(record: RunRecord) -> Drawing:
     """Win rate over SFT, a panel for each judge (Figure 11)."""
 
+    judges = _judges_of_sft(record)
+
     def plot(panels: Any) -> None:
-        for axes, judge in zip(np.atleast_1d(panels), record.judges, strict=True):
+        for axes, judge in zip(np.atleast_1d(panels), judges, strict=True):
             for domain in Domain:
                 rows = [record.win_rate(v, _SFT, domain, judge) for v in record.labels]
                 _intervals(axes, [row for row in rows if row], "win_rate", domain)
@@ -34,14 +36,26 @@ def win_rates_by_version(record: RunRecord) -> Drawing:
             axes.set(ylim=(0, 1), title=f"by the {_titled(judge)}", ylabel="win rate over SFT")
             axes.legend(loc="lower right")
 
-    return _panels(plot, len(record.judges))
+    return _panels(plot, len(judges))
+
+
+def _judges_of_sft(record: RunRecord) -> list[str]:
+    """Those who have compared any version with SFT."""
+    return [j for j in record.judges if any(_over_sft(record, v, j) for v in record.labels)]
+
+
+def _over_sft(record: RunRecord, version: str, judge: str) -> list[dict[str, Any]]:
+    found = (record.win_rate(version, _SFT, domain, judge) for domain in Domain)
+    return [row for row in found if row is not None]
 
 
 def plane(record: RunRecord) -> Drawing:
     """Harmlessness against helpfulness, each version a point (Figure 11 as the paper has it)."""
 
+    judges = _judges_of_sft(record)
+
     def plot(panels: Any) -> None:
-        for axes, judge in zip(np.atleast_1d(panels), record.judges, strict=True):
+        for axes, judge in zip(np.atleast_1d(panels), judges, strict=True):
             points = [("SFT", 0.5, 0.5)]
             for version in record.labels:
                 pair = [
@@ -60,7 +74,7 @@ def plane(record: RunRecord) -> Drawing:
             )
             axes.margins(0.18)
 
-    return _panels(plot, len(record.judges))
+    return _panels(plot, len(judges))
 
 
 def accuracy_by_version(record: RunRecord) -> Drawing:

@@ -1,6 +1,5 @@
 """What a home recorded of its run, as the report's page reads it: from the ledger alone."""
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ from data_contracts.parquet import read_table
 from data_contracts.ratings import Domain
 from data_contracts.store import Manifest, Store
 from data_contracts.tables import CONTRACTS
-from flows.gates import Verdict
+from flows.gates import Verdict, find_verdict
 from flows.graph import policy_label, reward_model_name
 from flows.judgements import Judgement, read_judgements, read_win_rates
 from flows.node import BASE
@@ -126,8 +125,7 @@ class RunRecord:
 
     def verdict(self, version: int) -> Verdict | None:
         """The gates of a version, when they have been judged."""
-        content = self.store.read(f"gates/v{version}.json")
-        return None if content is None else Verdict.model_validate(json.loads(content))
+        return find_verdict(self.store, version)
 
     @property
     def policies(self) -> list[int]:

@@ -7,6 +7,7 @@ that nothing is paid for twice when the command is run again.
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
@@ -126,13 +127,17 @@ def judge_pairs(
 ) -> Judged:
     """Ask for every pair in both orders what the log does not tell yet.
 
-    Raises UserError when the endpoint cannot be used or stays away; what it has answered is kept.
+    A request that was refused is asked again: the endpoint may have been mended. Raises UserError
+    when the endpoint cannot be used or stays away; what it has answered is kept.
     """
+    _check(settings)
     known = dict(_logged(log))
     asked = [pair for pair in pairs if not pair.is_identical]
     orders = [(pair, is_swapped) for pair in asked for is_swapped in (False, True)]
-    missing = [order for order in orders if _call_id(*order, settings) not in known]
+    told = {call for call, reply in known.items() if reply.says != "refused"}
+    missing = [order for order in orders if _call_id(*order, settings) not in told]
     log.parent.mkdir(parents=True, exist_ok=True)
+    _end_torn_line(log)
     endpoint = _Endpoint(settings)
     lock = threading.Lock()
 
@@ -217,7 +222,7 @@ class _Endpoint:
                 answer = self._client.post(
                     f"{self._settings.url.rstrip('/')}/chat/completions", json=self._body(prompt)
                 )
-            except httpx.TransportError as error:  # timeouts are among them
+            except httpx.RequestError as error:  # timeouts are among them
                 problem, pause = type(error).__name__, None
             else:
                 if not (answer.status_code in _RETRIED or answer.status_code >= 500):
@@ -251,7 +256,7 @@ class _Endpoint:
         }
 
     def _reply(self, answer: httpx.Response, num_retries: int, seconds: float) -> Reply:
-        if answer.status_code in _HOPELESS:
+        if answer.status_code in _HOPELESS or answer.is_redirect:
             self.stop()
             raise UserError(
                 f"The judge at {self._settings.url} answers with status {answer.status_code}",
@@ -261,20 +266,57 @@ class _Endpoint:
             return Reply("refused", 0, 0, num_retries, seconds)
         try:
             body = answer.json()
-            text = body["choices"][0]["message"]["content"] or ""
-        except (ValueError, KeyError, IndexError, TypeError):
+            text = _plain_text(body["choices"][0]["message"]["content"])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise UserError(
                 f"{self._settings.url} answers, but not as an OpenAI-compatible endpoint does",
                 "Check --url: it ends with /v1 as a rule",
             ) from None
-        usage = body.get("usage") or {}
         return Reply(
             says=read_verdict(text),
-            tokens_in=int(usage.get("prompt_tokens") or 0),
-            tokens_out=int(usage.get("completion_tokens") or 0),
+            tokens_in=_num_tokens(body.get("usage"), "prompt_tokens"),
+            tokens_out=_num_tokens(body.get("usage"), "completion_tokens"),
             num_retries=num_retries,
             seconds=seconds,
         )
+
+
+def _check(settings: JudgeSettings) -> None:
+    """Raise UserError for what no request could be made with."""
+    try:
+        url = httpx.URL(settings.url)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UserError(
+            f"{settings.url!r} is no address", "Give --url with http:// or https://, and with /v1"
+        )
+    if not (settings.api_key.isascii() and settings.api_key.isprintable()):
+        raise UserError(
+            "The judge's key holds characters that no key has", "Set its variable to the key alone"
+        )
+    if not math.isfinite(settings.timeout_seconds):
+        raise UserError("--timeout is no number of seconds", "Give one, like 60")
+
+
+def _plain_text(content: Any) -> str:
+    """A message's content: a text, or its parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    return "" if content is None else str(content)
+
+
+def _num_tokens(usage: Any, name: str) -> int:
+    """What a reply has cost, 0 where the endpoint does not say."""
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _end_torn_line(log: Path) -> None:
+    """End the line that a kill has cut short, or the next one would be lost with it."""
+    if log.is_file() and (content := log.read_bytes()) and not content.endswith(b"\n"):
+        with log.open("ab") as file:
+            file.write(b"\n")
 
 
 def _prompt(pair: Pair, is_swapped: bool) -> str:

@@ -6,6 +6,7 @@ a formula gets an apostrophe in front.
 """
 
 import csv
+import hashlib
 import io
 import json
 import random
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from annotation.evaluation.verdicts import IDENTICAL, MOST, Pair, Rating
 from data_contracts.base import Contract
-from data_contracts.durable import write_durably
+from data_contracts.durable import existing, write_durably
 from data_contracts.errors import UserError
 
 SheetFormat = Literal["csv", "jsonl"]
@@ -58,6 +59,9 @@ class Reading:
 
     ratings: list[Rating]
     num_unanswered: int
+    """Of the sheets' rows, those that have been taken out included."""
+    num_raters: int
+    """Who rated anything."""
     num_identical: int
 
 
@@ -72,8 +76,8 @@ def write_sheets(
 ) -> list[Path]:
     """Write a sheet for each rater, and the key.
 
-    Raises UserError when the key is there already (older sheets need it), when it would lie in the
-    raters' folder, or when there is nothing to rate.
+    Raises UserError when the key or a sheet is there already (they may be in use), when the key
+    would lie in the raters' folder, when a folder cannot be one, or when there is nothing to rate.
     """
     if key_file.exists():
         raise UserError(
@@ -82,16 +86,25 @@ def write_sheets(
         )
     if key_file.resolve().parent.is_relative_to(folder.resolve()):
         raise UserError(f"{key_file} would lie with the raters' sheets", "Keep the key elsewhere")
+    files = [folder / f"rater-{rater}.{kind}" for rater in range(1, num_raters + 1)]
+    if there := next((file for file in files if file.exists()), None):
+        raise UserError(
+            f"{there} is there already, and may hold a rater's work", "Give another --output"
+        )
+    for place in (folder, key_file.parent):
+        if (found := existing(place.absolute())).is_file():
+            raise UserError(f"{found} is a file and no folder", "Give another --output or --key")
     asked = [pair for pair in pairs if not pair.is_identical]
     if not asked:
         raise UserError("All responses are the same", "Compare versions that differ")
     chance = random.SystemRandom() if seed is None else random.Random(seed)
+    token = _token(asked, chance)
     items: dict[str, KeyItem] = {}
     sheets = []
     for rater in range(1, num_raters + 1):
-        rows, key = _sheet(rater, asked, chance)
+        rows, key = _sheet(f"{token}-r{rater}", asked, chance)
         items |= key
-        sheets.append((folder / f"rater-{rater}.{kind}", rows))
+        sheets.append(rows)
     key = Key(
         version=pairs[0].version,
         opponent=pairs[0].opponent,
@@ -102,28 +115,37 @@ def write_sheets(
     write_durably(key_file, key.model_dump_json(indent=1).encode())  # before any sheet needs it
     key_file.chmod(0o600)
     folder.mkdir(parents=True, exist_ok=True)
-    for file, rows in sheets:
+    for file, rows in zip(files, sheets, strict=True):
         write_durably(file, _FORMATS[kind](rows))
-    return [file for file, _ in sheets]
+    return files
 
 
 def read_sheets(files: Sequence[Path], key_file: Path) -> tuple[Key, Reading]:
     """The ratings of filled sheets; a rater is known by the name of the file.
 
     Raises UserError, with file and row, for an item that the key does not know, one that stands
-    there twice, or a rating that is not 1 to 7. An empty rating is counted.
+    there or in another file twice, or a rating that is not 1 to 7. An empty rating is counted.
     """
     try:
         key = Key.model_validate_json(_text(key_file))
     except ValidationError:
         raise UserError(f"{key_file} is no key", "Give the file that `sheet` wrote") from None
     ratings, num_unanswered, names = [], 0, set()
+    read_in: dict[str, Path] = {}
     for file in files:
         if file.stem in names:
             raise UserError(f"Two sheets are called {file.stem}", "Name files after their raters")
         names.add(file.stem)
         given = _given(file, key)
-        num_unanswered += sum(degree is None for degree in given.values())
+        if twice := next((item for item in given if item in read_in), None):
+            raise UserError(
+                f"{file} and {read_in[twice]} are copies of one sheet: both have item {twice}",
+                "Read one of them",
+            )
+        read_in |= dict.fromkeys(given, file)
+        sheets = {_sheet_of(item) for item in given}
+        num_rows = sum(_sheet_of(item) in sheets for item in key.items)
+        num_unanswered += num_rows - sum(degree is not None for degree in given.values())
         for item, degree in given.items():
             if degree is not None:
                 known = key.items[item]
@@ -133,12 +155,25 @@ def read_sheets(files: Sequence[Path], key_file: Path) -> tuple[Key, Reading]:
         raise UserError(
             f"None of {num_unanswered} rows has a rating", "Fill in the column `rating`: 1 to 7"
         )
+    num_raters = len({rating.rater for rating in ratings})
     ratings += [Rating(pair.prompt_id, pair.domain, IDENTICAL, 0) for pair in key.identical]
-    return key, Reading(ratings, num_unanswered, len(key.identical))
+    return key, Reading(ratings, num_unanswered, num_raters, len(key.identical))
+
+
+def _token(pairs: Sequence[Pair], chance: random.Random) -> str:
+    """What the items of a key begin with, so that no other key takes them for its own."""
+    content = [[pair.prompt_id, pair.response, pair.other] for pair in pairs]
+    drawn = json.dumps([content, chance.getrandbits(64)])
+    return hashlib.sha256(drawn.encode()).hexdigest()[:6]
+
+
+def _sheet_of(item: str) -> str:
+    """What the items of one rater's sheet begin with."""
+    return item.rpartition("q")[0]
 
 
 def _sheet(
-    rater: int, pairs: Sequence[Pair], chance: random.Random
+    name: str, pairs: Sequence[Pair], chance: random.Random
 ) -> tuple[list[dict[str, str]], dict[str, KeyItem]]:
     """Rows in random order; the version is response 1 in half of them (one more or less)."""
     order = chance.sample(list(pairs), len(pairs))
@@ -146,7 +181,7 @@ def _sheet(
     chance.shuffle(sides)
     rows, key = [], {}
     for number, (pair, is_swapped) in enumerate(zip(order, sides, strict=True), start=1):
-        item = f"s{rater}q{number:04d}"
+        item = f"{name}q{number:04d}"
         first, second = (pair.response, pair.other)[:: -1 if is_swapped else 1]
         values = (item, dialogue(pair.messages), first, second, "", "")
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
@@ -225,20 +260,31 @@ def _rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a sheet by their number in the file, as a spreadsheet shows it."""
     text = _text(file)
     try:
-        if file.suffix == ".jsonl":
+        if file.suffix.lower() in (".jsonl", ".json"):
             lines = enumerate(text.split("\n"), start=1)
-            return [(number, dict(json.loads(line))) for number, line in lines if line.strip()]
-        delimiter = ";" if re.match(r'"?item"?;', text) else ","  # Excel goes by the country
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return [
-            (number, {(name or "").partition(":")[0].strip(): v for name, v in row.items()})
-            for number, row in enumerate(reader, start=2)
-        ]
+            rows = [(number, dict(json.loads(line))) for number, line in lines if line.strip()]
+        else:
+            # Excel goes by the country
+            found = re.match(r'"?item"?([;\t])', text)
+            delimiter = found.group(1) if found else ","
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            rows = [
+                (number, {(name or "").partition(":")[0].strip(): v for name, v in row.items()})
+                for number, row in enumerate(reader, start=2)
+            ]
     except (ValueError, TypeError, csv.Error, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read as a sheet: {type(error).__name__}",
             "Save it as CSV (UTF-8) or JSON lines, the columns as they were",
         ) from None
+    for number, row in rows:
+        for column in ("item", "rating"):
+            if column not in row:
+                raise UserError(
+                    f"{file}, row {number}: there is no column `{column}`",
+                    "Leave the names of the columns as they were, in the first row",
+                )
+    return rows
 
 
 def _text(file: Path) -> str:

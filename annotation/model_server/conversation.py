@@ -55,8 +55,9 @@ class Conversation:
         self._turns = [*self._asked, {"role": "assistant", "content": text}]
 
     def reset(self) -> None:
-        """Forget every turn."""
+        """Forget every turn, and how many were forgotten before."""
         self._turns = []
+        self.num_forgotten = 0
 
     def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -27,6 +27,7 @@ def piped(home: Path, text: str, *arguments: str) -> subprocess.CompletedProcess
         env=environment_of(home),
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=PATIENCE_SECONDS,
         check=False,
     )
@@ -50,6 +51,15 @@ def test_what_cannot_be_is_one_paragraph(home: Path, tmp_path: Path):
     assert not (tmp_path / "none").exists()
     out = rlhf_here("chat", "word " * 5000, *OPTIONS, home=home)
     assert_one_paragraph(out, "Shorten it")
+    out = piped(home, "hello\nword \udcff\n", *OPTIONS)
+    assert_one_paragraph(out, "Line 2", "not UTF-8")
+    out = piped(home, "hello\n" + "word " * 5000, *OPTIONS)
+    assert_one_paragraph(out, "Line 2", "Shorten it")
+
+
+def test_a_byte_order_mark_is_no_text(home: Path):
+    marked, plain = (piped(home, text, *OPTIONS) for text in ("\ufeffthe moon\n", "the moon\n"))
+    assert marked.stdout == plain.stdout != ""
 
 
 class Terminal:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from annotation_model import served, tiny_model, tiny_tokenizer
 from fastapi import Response
+from fastapi.responses import JSONResponse
 from judging_server import Court, at_once, leftist, longer
 
 from annotation.evaluation.outside_judge import JudgeSettings, judge_pairs, read_verdict, verdict
@@ -189,3 +190,105 @@ def test_a_verdict_needs_both_orders(straight, swapped, degree):
 )
 def test_the_last_verdict_counts(text: str, says: str):
     assert read_verdict(text) == says
+
+
+def test_what_was_refused_is_asked_again(tmp_path: Path):
+    """The endpoint's settings were wrong, and are mended."""
+    is_broken = [True]
+
+    def refusing(_court: Court, _prompt: str) -> Response | None:
+        return Response(status_code=400) if is_broken[0] else None
+
+    with served(Court(longer, refusing).app) as url:
+        with pytest.raises(UserError, match="4 refused"):
+            judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl")
+        is_broken[0] = False
+        found = judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl")
+        assert (found.num_refused, found.num_asked_now) == (0, 8)
+        assert judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl").num_asked_now == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": "localhost:8000/v1"},
+        {"url": "http://"},
+        {"url": "http://[bad/v1"},
+        {"api_key": "k\n"},
+        {"api_key": "schlüssel"},
+        {"timeout_seconds": float("inf")},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_said_before_anything_is(tmp_path: Path, changes):
+    wrong = settings("http://127.0.0.1:9").model_copy(update=changes)
+    with pytest.raises(UserError):
+        judge_pairs(PAIRS, wrong, tmp_path / "log.jsonl")
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_an_address_that_has_moved_is_to_be_corrected(tmp_path: Path, status: int):
+    def moved(_court: Court, _prompt: str) -> Response | None:
+        return Response(status_code=status, headers={"location": "/elsewhere"})
+
+    with (
+        served(Court(longer, moved).app) as url,
+        pytest.raises(UserError, match="Check --url"),
+    ):
+        judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl")
+
+
+def odd_reply(content, usage) -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": content}}], "usage": usage}
+
+
+@pytest.mark.parametrize(
+    ("content", "usage", "num_ties"),
+    [
+        ([{"type": "text", "text": "[[tie]]"}], {"prompt_tokens": 5, "completion_tokens": 1}, 5),
+        ("[[tie]]", ["odd"], 5),
+        ("[[tie]]", {"prompt_tokens": "many"}, 5),
+        ("[[tie]]", None, 5),
+    ],
+    ids=str,
+)
+def test_replies_of_other_shapes_are_read(tmp_path: Path, content, usage, num_ties):
+    def odd(_court: Court, _prompt: str) -> Response | None:
+        return JSONResponse(odd_reply(content, usage))
+
+    with served(Court(longer, odd).app) as url:
+        found = judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl")
+    assert list(degrees(found).values()) == [0] * num_ties
+
+
+@pytest.mark.parametrize("body", ["[]", '{"choices": [{"message": {"content": [7]}}]}', "no JSON"])
+def test_replies_that_are_none_are_told(tmp_path: Path, body: str):
+    def odd(_court: Court, _prompt: str) -> Response | None:
+        return Response(body, media_type="application/json")
+
+    with (
+        served(Court(longer, odd).app) as url,
+        pytest.raises(UserError, match="not as an OpenAI-compatible endpoint"),
+    ):
+        judge_pairs(PAIRS, settings(url), tmp_path / "log.jsonl")
+
+
+def test_a_reply_that_cannot_be_unpacked_is_a_failed_try(tmp_path: Path):
+    def garbled(_court: Court, _prompt: str) -> Response | None:
+        return Response(b"no gzip", headers={"content-encoding": "gzip"})
+
+    with (
+        served(Court(longer, garbled).app) as url,
+        pytest.raises(UserError, match="does not answer: DecodingError"),
+    ):
+        judge_pairs(PAIRS, settings(url, max_retries=1), tmp_path / "log.jsonl")
+
+
+def test_a_log_whose_last_line_is_torn_loses_no_other(tmp_path: Path):
+    log = tmp_path / "log.jsonl"
+    with served(Court(longer, at_once).app) as url:
+        judge_pairs(PAIRS, settings(url), log)
+        log.write_bytes(log.read_bytes()[:-20])
+        assert judge_pairs(PAIRS, settings(url), log).num_asked_now == 1
+        assert judge_pairs(PAIRS, settings(url), log).num_asked_now == 0

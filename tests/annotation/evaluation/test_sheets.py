@@ -132,9 +132,9 @@ def broken(tmp_path: Path, change) -> str:
 
 
 def test_mistakes_name_file_and_row(tmp_path: Path):
-    said = broken(tmp_path / "1", lambda text: text.replace("s1q0001", "s1q0099"))
+    said = broken(tmp_path / "1", lambda text: text.replace("r1q0001", "r1q0099"))
     assert "rater-1.csv, row 2" in said
-    said = broken(tmp_path / "2", lambda text: text.replace("s1q0002", "s1q0001"))
+    said = broken(tmp_path / "2", lambda text: text.replace("r1q0002", "r1q0001"))
     assert "row 3" in said
     assert "twice" in said
     said = broken(tmp_path / "3", lambda text: text.replace(",6,", ",8,").replace(",2,", ",0,"))
@@ -165,3 +165,81 @@ def test_an_old_key_is_never_lost_and_never_handed_out(tmp_path: Path):
         write_sheets(PAIRS, tmp_path / "x", tmp_path / "x" / "key.json", num_raters=1)
     with pytest.raises(UserError, match="are the same"):
         write_sheets(PAIRS[-1:], tmp_path / "y", tmp_path / "y.json", num_raters=1)
+
+
+def test_a_sheet_is_not_read_with_another_key(tmp_path: Path):
+    """Same versions and numbers of rows; other responses, or another order."""
+    files, _ = written(tmp_path / "a", seed=1)
+    for file in files:
+        fill(file, "NEW")
+    _, other_order = written(tmp_path / "b", seed=2)
+    with pytest.raises(UserError, match="no item of this name"):
+        read_sheets(files, other_order)
+    others = [pair(i, other=f"OLDER {i}") for i in range(1, 12)]
+    key = tmp_path / "c" / "key.json"
+    write_sheets(others, tmp_path / "c" / "out", key, num_raters=2, seed=1)
+    with pytest.raises(UserError, match="no item of this name"):
+        read_sheets(files, key)
+
+
+def test_a_sheet_that_may_be_filled_is_not_written_over(tmp_path: Path):
+    files, _ = written(tmp_path)
+    fill(files[0], "NEW")
+    before = files[0].read_bytes()
+    with pytest.raises(UserError, match="may hold a rater's work"):
+        write_sheets(PAIRS, files[0].parent, tmp_path / "other.json", num_raters=1)
+    assert files[0].read_bytes() == before
+    assert not (tmp_path / "other.json").exists(), "or the corrected command would be refused"
+
+
+def test_a_file_is_no_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for folder, key in ((tmp_path / "file", tmp_path / "k"), (tmp_path / "s", tmp_path / "file/k")):
+        with pytest.raises(UserError, match="is a file and no folder"):
+            write_sheets(PAIRS, folder, key, num_raters=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("column", ["item", "rating"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_that_is_missing_is_named(tmp_path: Path, column: str, kind: str):
+    files, key = written(tmp_path, kind)
+    text = files[0].read_text("utf-8-sig")
+    files[0].write_text(text.replace(f'"{column}', '"the other'), "utf-8")
+    with pytest.raises(UserError, match=f"rater-1.{kind}, row .: there is no column `{column}`"):
+        read_sheets(files, key)
+
+
+def test_tabs_and_other_ends_of_the_name_are_read(tmp_path: Path):
+    files, key = written(tmp_path)
+    fill(files[0], "NEW", delimiter="\t")
+    _, reading = read_sheets(files[:1], key)
+    assert len(reading.ratings) == 12
+    files, key = written(tmp_path / "json", "jsonl", num_raters=1)
+    renamed = files[0].rename(files[0].with_suffix(".JSONL"))
+    renamed.write_text(renamed.read_text().replace('"rating": null', '"rating": 4'))
+    _, reading = read_sheets([renamed], key)
+    assert len(reading.ratings) == 12
+
+
+def test_rows_and_raters_that_are_missing_are_counted(tmp_path: Path):
+    files, key = written(tmp_path)
+    fill(files[0], "NEW")
+    rows = table(files[0])
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows[:4])  # of eleven
+    files[0].write_text(out.getvalue(), "utf-8-sig")
+    _, reading = read_sheets(files, key)
+    assert reading.num_unanswered == 7 + 11
+    assert reading.num_raters == 1
+
+
+def test_a_copy_of_a_sheet_is_no_second_rater(tmp_path: Path):
+    files, key = written(tmp_path)
+    fill(files[0], "NEW")
+    copy = files[0].with_name("rater-1 (1).csv")
+    copy.write_bytes(files[0].read_bytes())
+    with pytest.raises(UserError, match="are copies of one sheet"):
+        read_sheets([files[0], copy], key)
