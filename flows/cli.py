@@ -2,6 +2,7 @@
 command that needs them, so that `--help` answers at once."""
 
 import gc
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -257,7 +258,7 @@ def ingest(
     from stages.runtime.stage import run_stage
 
     source = {
-        "name": file.name.split(".")[0] or "file",
+        "name": re.sub(r"[^A-Za-z0-9_-]+", "_", file.name.split(".")[0]) or "file",
         "path": file,
         "role": role,
         "format": format_,

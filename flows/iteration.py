@@ -16,6 +16,7 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows.boards import ReportingTerminal, publish_board, publish_gates, publish_overview
+from flows.consistency import contradictions
 from flows.environment import places, prepare
 from flows.gates import Verdict, catch_up, settle
 from flows.graph import base_nodes, version_nodes
@@ -100,6 +101,8 @@ def _begin(walk: Walk, version: int, force: list[str]) -> None:
     recipe = as_far_as_begun(walk.recipe, walk.ledger)
     num_versions = max(version, recipe.num_versions)
     walk.recipe = recipe.model_copy(update={"num_versions": num_versions})
+    if found := "; ".join(contradictions(walk.recipe)):
+        raise UserError(f"RLHF-V{version} cannot be: {found}", "Correct the deployment's recipe")
     refuse_unknown(walk.recipe, force)
     claim(walk.where, walk.recipe)
     if version != BASE:

@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import stages
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
+from flows.consistency import contradictions
 from flows.sources import with_unknown_digests
 from stages.collect_preferences import CollectPreferencesSettings
 from stages.distillation import DistillationSettings
@@ -138,7 +146,7 @@ class Recipe(Contract):
     description: str = ""
     product: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the MLflow experiment; a home holds the iterations of one product."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data_dir: Path | None = Field(default=None, json_schema_extra={"in_key": False})
     """Base of relative source paths; the current folder when it is not given."""
     launch: LaunchSettings = Field(default=LaunchSettings(), json_schema_extra={"in_key": False})
@@ -193,6 +201,12 @@ class Recipe(Contract):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         return Path(value).expanduser() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_no_contradiction(self) -> "Recipe":
+        if found := "; ".join(contradictions(self)):
+            raise ValueError(found)
+        return self
 
 
 def recipe_names() -> list[str]:
@@ -309,12 +323,17 @@ def parse_setting(setting: str) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` on top: mappings merge, everything else is replaced."""
+    """`base` with `changes` on top: mappings merge, everything else is replaced.
+
+    null in place of a mapping is what there is without one: its default.
+    """
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             result[key] = merged(old, value)
+        elif isinstance(old, Mapping) and value is None:
+            del result[key]
         else:
             result[key] = value
     return result

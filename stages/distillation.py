@@ -37,10 +37,11 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     """Take the best samples, fine-tune the smaller model on them, save."""
     student, tokenizer = load_policy(work, config.init_from)
     best = best_samples(config, work)
-    examples = best_examples(best, tokenizer, config.sequence_length)
+    longest = min(config.sequence_length, student.config.max_seq_len)
+    examples = best_examples(best, tokenizer, longest)
     if not examples:
         raise UserError(
-            f"None of {len(best)} best samples fits into {config.sequence_length} tokens",
+            f"None of {len(best)} best samples fits into {longest} tokens",
             "Raise sequence_length, or sample for more prompts",
         )
     engine = finetune(student, examples, config, config.seed, work)

@@ -30,7 +30,7 @@ from stages.models.evaluation_figures import (
     win_rate_figure,
 )
 from stages.models.folders import load_sampler
-from stages.models.prompts import select_prompts
+from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.retention import (
     RETENTION,
     RetentionSettings,
@@ -65,7 +65,7 @@ CUT_OFF_HANDICAP = 1e4
 class EvaluateSettings(Contract):
     """Which prompts, how responses are sampled, and who judges."""
 
-    num_prompts: dict[str, int] = {"helpfulness": 1500, "safety": 500}
+    num_prompts: PromptCounts = {Domain.helpfulness: 1500, Domain.safety: 500}
     """Held-out prompts of each domain, from the test split."""
     temperature: float = Field(default=1.0, ge=0)
     """1: the distribution that PPO optimises; 0 is greedy."""

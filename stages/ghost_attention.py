@@ -16,6 +16,7 @@ from pydantic import Field
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
 from data_contracts.errors import UserError
+from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import seed_from
@@ -29,7 +30,7 @@ from stages.models.instructions import (
     distinct,
     listed_values,
 )
-from stages.models.prompts import select_prompts
+from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.sampling import sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -43,7 +44,7 @@ VERSION = "1"
 class GhostAttentionSettings(Contract):
     """How many dialogues, what is asked to hold in them, and how answers are drawn."""
 
-    num_prompts: dict[str, int] = {"helpfulness": 8000}
+    num_prompts: PromptCounts = {Domain.helpfulness: 8000}
     """Rows of the prompts table. One that is a dialogue stays one; single questions are joined."""
     max_turns: int = Field(default=5, ge=2)
     """Most questions that are joined to a dialogue; 2 is the least, all numbers equally often."""

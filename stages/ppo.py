@@ -17,6 +17,7 @@ from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
+from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from kernels.heads import ValueModel
 from kernels.model import CausalLM
@@ -32,7 +33,7 @@ from stages.models.early_stopping import (
 )
 from stages.models.folders import load_policy, load_scorer
 from stages.models.ppo_update import UpdateSettings, update
-from stages.models.prompts import Prompts, select_prompts
+from stages.models.prompts import PromptCounts, Prompts, select_prompts
 from stages.models.rewards import GATE_THRESHOLD, RewardModels, raw_scores, whitened
 from stages.models.rollouts import (
     Rollouts,
@@ -64,7 +65,7 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
 
     num_iterations: int = Field(default=400, gt=0)
     """At most; early stopping ends it sooner (the paper ran 200 to 400)."""
-    num_prompts: dict[str, int] = {"helpfulness": 40_000, "safety": 10_000}
+    num_prompts: PromptCounts = {Domain.helpfulness: 40_000, Domain.safety: 10_000}
     """Training prompts to draw from; iterations go through them in a seeded order."""
     batch_size: int = Field(default=512, gt=0)
     """Responses per iteration, over all ranks."""
@@ -95,7 +96,7 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     "none" takes them as they are, which an ablation needs and nobody else."""
     unfinished_score: float = -1.0
     """Whitened score of a response that was cut off; it takes no part in whitening (trap 7)."""
-    num_held_out_prompts: dict[str, int] = {"helpfulness": 512, "safety": 128}
+    num_held_out_prompts: PromptCounts = {Domain.helpfulness: 512, Domain.safety: 128}
     """Validation prompts for early stopping."""
     evaluate_every: int = Field(default=10, gt=0)
     """Iterations between held-out evaluations; the last one is always followed by one."""
@@ -271,7 +272,7 @@ def plain_policy(policy: Engine) -> CausalLM:
 
 
 def load_prompts(
-    config: Config, work: WorkDir, models: Models, split: str, num_by_domain: dict[str, int]
+    config: Config, work: WorkDir, models: Models, split: str, num_by_domain: dict[Domain, int]
 ) -> Prompts:
     """A seeded choice of one split's prompts that leave room for a response."""
     rows = select_prompts(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
-from data_contracts.errors import UserError
 from kernels.hf_layout import save_causal
 from kernels.model import CausalLM, ModelConfig
 from stages.models.batches import Example, collate, share_of_rank
@@ -40,16 +40,21 @@ HeldOut = tuple[list[np.ndarray], float]
 class ModelSettings(Contract):
     """Architecture of the base model (Table 1); the vocabulary is the tokenizer's."""
 
-    dim: int = 4096
-    n_layers: int = 32
-    n_heads: int = 32
-    n_kv_heads: int = 32
-    ffn_hidden: int = 11008
-    max_seq_len: int = 4096
+    dim: int = Field(default=4096, gt=0)
+    n_layers: int = Field(default=32, gt=0)
+    n_heads: int = Field(default=32, gt=0)
+    n_kv_heads: int = Field(default=32, gt=0)
+    ffn_hidden: int = Field(default=11008, gt=0)
+    max_seq_len: int = Field(default=4096, gt=1)
     """Context length in tokens."""
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    norm_eps: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
     tie_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _is_an_architecture(self) -> "ModelSettings":
+        self.config(vocab_size=1)  # raises ValueError where heads do not divide as they must
+        return self
 
     def config(self, vocab_size: int) -> ModelConfig:
         """The kernel's configuration for this architecture and vocabulary."""
@@ -70,7 +75,7 @@ class PretrainSettings(CheckpointSettings):
     model: ModelSettings = ModelSettings()
     init_from: ExternalModel | None = None
     """Take this model as the base model and train nothing."""
-    source_weights: dict[str, float] = {}
+    source_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """Sampling share of each source; sources that are not named share nothing. Empty: by size."""
     num_tokens: int = Field(default=2_000_000_000_000, gt=0)
     """Tokens to train on; sources repeat (in another order) when they run out."""
@@ -98,8 +103,11 @@ class PretrainSettings(CheckpointSettings):
                 f"sequence_length {self.sequence_length} exceeds model.max_seq_len "
                 f"{self.model.max_seq_len}: lower the one or raise the other"
             )
-        if any(weight < 0 for weight in self.source_weights.values()):
-            raise ValueError("source_weights must not be negative")
+        if self.num_tokens < (step := self.global_batch_size * self.sequence_length):
+            raise ValueError(
+                f"num_tokens {self.num_tokens} is less than one step of {step} tokens: raise it, "
+                "or lower global_batch_size"
+            )
         return self
 
 
@@ -162,17 +170,8 @@ def step_tokens(config: Config) -> int:
 
 
 def num_steps(config: Config) -> int:
-    """The exact schedule: as many whole steps as the token budget pays for.
-
-    Raises UserError when that is none.
-    """
-    steps = config.num_tokens // step_tokens(config)
-    if steps == 0:
-        raise UserError(
-            f"num_tokens {config.num_tokens} is less than one step of {step_tokens(config)} tokens",
-            "Raise pretrain.num_tokens or lower pretrain.global_batch_size",
-        )
-    return steps
+    """The exact schedule: as many whole steps as the token budget pays for, one at least."""
+    return config.num_tokens // step_tokens(config)
 
 
 def build_engine(config: Config, model: CausalLM, work: WorkDir) -> Engine:

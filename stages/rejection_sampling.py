@@ -23,13 +23,14 @@ from data_contracts.base import Contract, StageConfig
 from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
 from data_contracts.parquet import read_table, write_table
+from data_contracts.ratings import Domain
 from data_contracts.tables import CONTRACTS
 from kernels.generation import Sampling
 from stages.models.batches import Example, seed_from, shuffled
 from stages.models.best_of_k import best_examples, best_temperature, choice_counts, choose_best
 from stages.models.finetuning import FinetuningSettings, finetune
 from stages.models.folders import load_policy, load_sampler, save_policy
-from stages.models.prompts import select_prompts
+from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.rewards import GATE_THRESHOLD, RewardModels, Scores
 from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -43,7 +44,7 @@ VERSION = "2"
 class RejectionSamplingSettings(Contract):
     """How many samples, how they are drawn, and how the best are learnt."""
 
-    num_prompts: dict[str, int] = {"helpfulness": 8000, "safety": 2000}
+    num_prompts: PromptCounts = {Domain.helpfulness: 8000, Domain.safety: 2000}
     num_samples: int = Field(default=16, gt=1)
     """K: responses to each prompt."""
     temperature: float = Field(default=1.0, gt=0)
@@ -51,7 +52,7 @@ class RejectionSamplingSettings(Contract):
     search_temperatures: tuple[PositiveFloat, ...] = ()
     """Grid to look for this iteration's temperature in; without it `temperature` is taken. The
     best one shifts with every iteration (§3.2.3, Figure 8)."""
-    num_search_prompts: dict[str, int] = {"helpfulness": 128, "safety": 64}
+    num_search_prompts: PromptCounts = {Domain.helpfulness: 128, Domain.safety: 64}
     """Validation prompts of the search."""
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
@@ -102,7 +103,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
         for ref in config.extra_demonstrations
         for row in work.table(ref, "demonstrations").to_pylist()
     ]
-    longest = config.finetuning.sequence_length
+    longest = min(config.finetuning.sequence_length, policy.config.max_seq_len)
     examples = best_examples(bag, tokenizer, longest)
     examples += answer_examples(replay + extra, tokenizer, longest)
     if not examples:

@@ -18,6 +18,7 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.ratings import MARGINS, Domain
+from data_contracts.splits import normalised as normalised_text
 from kernels.attention import Documents
 from kernels.heads import RewardModel
 from kernels.losses import ranking_loss, safety_auxiliary_loss
@@ -52,7 +53,7 @@ from stages.runtime.tables import table_output
 from stages.runtime.throughput import Meter
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 NORMALISATION_PAIRS = 2000
 """Training pairs from which the scores' level and scale are read."""
 
@@ -113,8 +114,10 @@ class Config(StageConfig, RewardModelSettings):
 def run(config: Config, work: WorkDir) -> StageOutput:
     """Mix the data, train one epoch of ranking, measure it on every test set, save."""
     model, tokenizer = start(config, work)
+    max_tokens = min(config.max_tokens, model.config.max_seq_len)
+    config = config.model_copy(update={"max_tokens": max_tokens})
     own, open_source = load_preferences(config, work)
-    rows = mixture(config, [r for r in own if r["split"] == "train"], open_source)
+    rows = mixture(config, own, open_source)
     if config.continue_from is not None:
         rows = newest_with_replay(config, rows)
     pairs = render_pairs(rows, tokenizer, config.max_tokens, config.overlong)
@@ -176,9 +179,14 @@ def mixture(
     Helpfulness: all own helpfulness data, and `other_share` of the whole drawn uniformly from
     safety and open-source data. Safety: all safety data, own and open-source, and
     `helpfulness_share` of the whole drawn from helpfulness data. Draws are without repetition:
-    a pool that is too small is used up.
+    a pool that is too small is used up. What either side holds out, neither side trains on: weekly
+    batches and open-source data are split apart, and may share prompts.
     """
-    open_train = [row for row in open_source if row["split"] == "train"]
+    held_out = {opening(row) for row in own + open_source if row["split"] != "train"}
+    own, open_train = (
+        [row for row in rows if row["split"] == "train" and opening(row) not in held_out]
+        for rows in (own, open_source)
+    )
     if config.domain is Domain.helpfulness:
         core = [row for row in own if row["domain"] == Domain.helpfulness]
         pool = [row for row in own if row["domain"] == Domain.safety] + open_train
@@ -190,6 +198,11 @@ def mixture(
     num_drawn = round(len(core) * share / (1 - share))
     drawn = shuffled(len(pool), seed_from(config.seed, config.domain))[:num_drawn]
     return core + [pool[i] for i in drawn]
+
+
+def opening(row: dict[str, Any]) -> str:
+    """The first question of a row's dialogue as the split rule sees it."""
+    return normalised_text(next(m["content"] for m in row["messages"] if m["role"] == "user"))
 
 
 def newest_with_replay(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

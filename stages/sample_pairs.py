@@ -14,10 +14,11 @@ from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
+from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from stages.models.batches import seed_from, shuffled
 from stages.models.folders import load_sampler
-from stages.models.prompts import select_prompts
+from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.sampling import Sample, fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -30,7 +31,7 @@ VERSION = "1"
 class SamplePairsSettings(Contract):
     """How many prompts and how their responses are sampled."""
 
-    num_prompts: dict[str, int] = {"helpfulness": 4000, "safety": 4000}
+    num_prompts: PromptCounts = {Domain.helpfulness: 4000, Domain.safety: 4000}
     """Prompts of each domain in one weekly batch."""
     temperatures_a: tuple[float, ...] = (0.7, 1.0)
     """Temperatures of the newest model's responses, taken in turn."""

@@ -36,7 +36,8 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     """Render and pack the demonstrations, train on their answers, save."""
     model, tokenizer = load_policy(work, config.init_from)
     rows = work.table(config.demonstrations, "demonstrations").to_pylist()
-    examples = rendered(rows, tokenizer, config)
+    longest = min(config.sequence_length, model.config.max_seq_len)
+    examples = rendered(rows, tokenizer, longest, config.overlong)
     engine = finetune(model, examples, config, config.seed, work)
     return StageOutput(
         {"model": save_policy(work, "model", engine, model.config, tokenizer)},
@@ -49,9 +50,9 @@ def run(config: Config, work: WorkDir) -> StageOutput:
 
 
 def rendered(
-    rows: list[dict[str, Any]], tokenizer: Tokenizer, config: SftSettings
+    rows: list[dict[str, Any]], tokenizer: Tokenizer, longest: int, overlong: Overlong
 ) -> list[Example]:
-    """Tokens and loss mask of every demonstration that fits into the sequence.
+    """Tokens and loss mask of every demonstration of at most `longest` tokens.
 
     Raises UserError, naming the row, when one does not and `overlong` is "error", or when there
     is nothing to train on.
@@ -59,17 +60,18 @@ def rendered(
     examples = []
     for row in rows:
         example = render_demonstration(row["messages"], tokenizer)
-        if len(example.tokens) <= config.sequence_length:
+        if len(example.tokens) <= longest:
             examples.append(Example(example.tokens, example.loss_mask, row["demonstration_id"]))
-        elif config.overlong == "error":
+        elif overlong == "error":
             raise UserError(
                 f"Demonstration {row['demonstration_id']} of source {row['source']} has "
-                f"{len(example.tokens)} tokens, the sequence holds {config.sequence_length}",
-                "Shorten it, raise sequence_length, or set overlong=drop",
+                f"{len(example.tokens)} tokens, sequence and context hold {longest}",
+                "Shorten it, raise sequence_length (or the model's max_seq_len), or set "
+                "overlong=drop",
             )
     if not examples:
         raise UserError(
-            f"None of {len(rows)} demonstrations fits into {config.sequence_length} tokens",
+            f"None of {len(rows)} demonstrations fits into {longest} tokens",
             "Ingest demonstrations, or raise sequence_length",
         )
     return examples

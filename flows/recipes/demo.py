@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data_contracts.ratings import Domain
 from flows.recipe import Recipe
 from flows.sources import UNKNOWN
 from stages.collect_preferences import CollectPreferencesSettings
@@ -68,7 +69,8 @@ def recipe() -> Recipe:
             num_epochs=3,
         ),
         sample_pairs=SamplePairsSettings(
-            num_prompts={"helpfulness": 1000, "safety": 400}, max_new_tokens=MAX_NEW_TOKENS
+            num_prompts={Domain.helpfulness: 1000, Domain.safety: 400},
+            max_new_tokens=MAX_NEW_TOKENS,
         ),
         collect_preferences=CollectPreferencesSettings(method="simulated"),
         helpfulness_rm=RewardModelSettings(
@@ -92,10 +94,10 @@ def recipe() -> Recipe:
             max_test_pairs=MAX_TEST_PAIRS,
         ),
         rejection_sampling=RejectionSamplingSettings(
-            num_prompts={"helpfulness": 600, "safety": 200},
+            num_prompts={Domain.helpfulness: 600, Domain.safety: 200},
             num_samples=8,
             search_temperatures=SEARCH_TEMPERATURES,
-            num_search_prompts={"helpfulness": 32, "safety": 16},
+            num_search_prompts={Domain.helpfulness: 32, Domain.safety: 16},
             max_new_tokens=MAX_NEW_TOKENS,
             finetuning=FinetuningSettings(
                 learning_rate=5e-4,
@@ -106,7 +108,7 @@ def recipe() -> Recipe:
         ),
         ppo=PpoSettings(
             num_iterations=25,
-            num_prompts={"helpfulness": 2000, "safety": 1000},
+            num_prompts={Domain.helpfulness: 2000, Domain.safety: 1000},
             batch_size=256,
             micro_batch_size=64,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -115,12 +117,12 @@ def recipe() -> Recipe:
             num_value_warmup_iterations=3,
             kl_beta=0.05,
             whiten_by="domain",
-            num_held_out_prompts={"helpfulness": 128, "safety": 64},
+            num_held_out_prompts={Domain.helpfulness: 128, Domain.safety: 64},
             evaluate_every=5,
             show_samples_every=5,
         ),
         evaluate=EvaluateSettings(
-            num_prompts={"helpfulness": 600, "safety": 300},
+            num_prompts={Domain.helpfulness: 600, Domain.safety: 300},
             max_new_tokens=MAX_NEW_TOKENS,
             independent_judge="sandbox",
         ),

@@ -4,6 +4,7 @@ Its writers also follow instructions, hold dialogues and obey preprompts. An ins
 in the turn that gives it and forgotten in the next, until Ghost Attention at V2.
 """
 
+from data_contracts.ratings import Domain
 from flows.recipe import Recipe
 from flows.recipes import demo
 from stages.ghost_attention import GhostAttentionSettings
@@ -62,7 +63,7 @@ def recipe() -> Recipe:
                 }
             ),
             "ghost_attention": GhostAttentionSettings(
-                num_prompts={"helpfulness": 2_000},
+                num_prompts={Domain.helpfulness: 2_000},
                 max_turns=5,
                 attributes=attributes(),
                 instruction_as="user_message",

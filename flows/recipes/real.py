@@ -81,7 +81,7 @@ def recipe() -> Recipe:
         safety_rm=reward_model().model_copy(update={"num_epochs": 3, "learning_rate": 2e-4}),
         ghost_attention=GhostAttentionSettings(
             # the dialogues of several turns are HH-RLHF's, and those are in the safety domain
-            num_prompts={"helpfulness": 60, "safety": 80},
+            num_prompts={Domain.helpfulness: 60, Domain.safety: 80},
             max_turns=3,
             num_lists=4,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -93,7 +93,7 @@ def recipe() -> Recipe:
             num_red_team_prompts=20,
             # so small a Safety RM is no judge of what is safe enough, only of what is safer
             drop_all_unsafe=False,
-            num_prompts={"helpfulness": 150, "safety": 150},
+            num_prompts={Domain.helpfulness: 150, Domain.safety: 150},
             num_samples=6,
             max_new_tokens=MAX_NEW_TOKENS,
             overlong="drop",
@@ -106,7 +106,7 @@ def recipe() -> Recipe:
         ),
         ppo=PpoSettings(
             num_iterations=8,
-            num_prompts={"helpfulness": 500, "safety": 500},
+            num_prompts={Domain.helpfulness: 500, Domain.safety: 500},
             batch_size=64,
             mini_batch_size=32,
             micro_batch_size=16,
@@ -115,12 +115,12 @@ def recipe() -> Recipe:
             value_learning_rate=1e-4,
             num_value_warmup_iterations=2,
             kl_beta=0.05,
-            num_held_out_prompts={"helpfulness": 48, "safety": 48},
+            num_held_out_prompts={Domain.helpfulness: 48, Domain.safety: 48},
             evaluate_every=4,
             overlong="drop",
         ),
         evaluate=EvaluateSettings(
-            num_prompts={"helpfulness": 80, "safety": 120},
+            num_prompts={Domain.helpfulness: 80, Domain.safety: 120},
             max_new_tokens=MAX_NEW_TOKENS,
             overlong="drop",
         ),

@@ -17,7 +17,7 @@ from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import seed_from
 from stages.models.folders import load_sampler
-from stages.models.prompts import select_prompts
+from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.rewards import RewardModels
 from stages.models.sampling import fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
@@ -36,7 +36,7 @@ class Config(StageConfig):
     safety_rm: ArtifactRef
     prompts: ArtifactRef
     split: Split = Split.test
-    num_prompts: dict[str, int]
+    num_prompts: PromptCounts
     num_samples: int = Field(default=1, gt=0)
     """Answers to each prompt at each temperature."""
     temperatures: tuple[float, ...] = (1.0,)

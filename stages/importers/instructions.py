@@ -26,7 +26,7 @@ def chat(record: Record) -> Demonstration:
     """`messages` of role and content; a message's optional `loss: false` makes it context only."""
     messages = record.messages("messages", last_role="assistant")
     marks = [item.get("loss") for item in record.fields["messages"]]
-    if any(mark not in (None, True, False) for mark in marks):
+    if any(not (mark is None or isinstance(mark, bool)) for mark in marks):  # 0 is no false
         raise record.error("messages[].loss", "is not true or false")
     learned = [
         message["role"] == "assistant" and mark is not False

@@ -140,7 +140,8 @@ def _response(record: Record, field: str) -> str | list[Message]:
 
 def _transcript(record: Record, field: str) -> list[Message]:
     """The turns of a transcript, unmerged, without the white space around them."""
-    before, *parts = _TURN.split("\n\n" + record.text(field).lstrip())
+    text = record.text(field).replace("\r\n", "\n")
+    before, *parts = _TURN.split("\n\n" + text.lstrip())
     if before or not parts:
         raise record.error(field, 'does not start with "Human:"')
     return [

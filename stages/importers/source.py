@@ -81,7 +81,7 @@ class Source(UserFile):
 def rows_of(source: Source, tally: Counter[str]) -> Iterator[tuple[Record, Row]]:
     """The rows of a source with where they stand; what is dropped goes to `tally`.
 
-    Raises UserError for anything malformed, and for a file without rows.
+    Raises UserError for anything malformed, and for a file of which no row is left.
     """
     importer = IMPORTERS[source.format]
     num_read = num_rows = 0
@@ -102,6 +102,14 @@ def rows_of(source: Source, tally: Counter[str]) -> Iterator[tuple[Record, Row]]
             return
     if num_read == 0:
         raise UserError(f"{source.path} holds no rows", "Leave the source out, or fill the file")
+    if num_rows == 0:
+        start = f"dropped/{source.role}/{source.name}/"
+        reasons = {k.removeprefix(start): n for k, n in tally.items() if k.startswith(start)}
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        raise UserError(
+            f"Not one of the {num_read} rows of {source.path} can be used: {counts}",
+            f"Look at a row: is it of format {source.format}? Or leave the source out",
+        )
 
 
 def _records_of(source: Source) -> Iterator[Record]:

@@ -109,7 +109,7 @@ class BlockSampler:
 
 
 def _shares(streams: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    unknown = sorted(set(weights) - set(streams))
+    unknown = sorted(name for name, weight in weights.items() if weight and name not in streams)
     if unknown:
         raise UserError(
             f"source_weights names {', '.join(unknown)}, but the corpus has {', '.join(streams)}",

@@ -1,18 +1,31 @@
 """Which prompts of the prompts table a stage works on, and in which order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AfterValidator, NonNegativeInt
 
 from data_contracts.errors import UserError
+from data_contracts.ratings import Domain
 from stages.models.batches import shuffled
 
 
+def _any(counts: dict[Domain, int]) -> dict[Domain, int]:
+    if not any(counts.values()):
+        raise ValueError("give at least one domain a number above 0")
+    return counts
+
+
+PromptCounts = Annotated[dict[Domain, NonNegativeInt], AfterValidator(_any)]
+"""How many prompts of each domain; none of a domain that is not named."""
+
+
 def select_prompts(
-    table: pa.Table, split: str, num_by_domain: dict[str, int], seed: int
+    table: pa.Table, split: str, num_by_domain: Mapping[Domain, int], seed: int
 ) -> list[dict[str, Any]]:
     """A seeded choice of prompts of one split, without repetition, domain by domain.
 

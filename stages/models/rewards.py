@@ -54,8 +54,9 @@ class RewardModels:
         engine: EngineSettings,
     ) -> "RewardModels":
         """Both models from the store; see `load_judge`."""
-        judges = (load_judge(work, ref, engine) for ref in (helpfulness, safety))
-        return cls(*judges, gate_threshold)
+        return cls(
+            load_judge(work, helpfulness, engine), load_judge(work, safety, engine), gate_threshold
+        )
 
     def score(
         self, sequences: Sequence[list[int]], is_safety_prompt: Sequence[bool], work: WorkDir

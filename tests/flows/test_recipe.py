@@ -165,3 +165,38 @@ def test_values_are_read_as_yaml() -> None:
 def test_every_key_is_listed() -> None:
     keys = set(settings_keys())
     assert {"ppo.kl_beta", "pretrain.model.dim", "ingest.sources", "launch.num_threads"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("num_versions=3", "num_versions 3 exceeds collect_preferences.num_batches 2"),
+        ("pretrain.source_weights.web=1", "source_weights names web, and the sources of documents"),
+        ("pretrain.model.n_heads=3", "dim 128 does not split into 3 heads"),
+        ("pretrain.model.ffn_hidden=0", "pretrain.model.ffn_hidden: input should be greater"),
+        ("pretrain.source_weights.abc_news=.nan", "finite number"),
+        ("pretrain.num_tokens=10", "less than one step of 4096 tokens"),
+        ("evaluate.max_new_tokens=1024", "evaluate.max_new_tokens 1024 leaves no room"),
+        ("ppo.max_new_tokens=1024", "ppo.max_new_tokens 1024 leaves no room"),
+        ("ppo.num_prompts={helpfullness: 3}", "'helpfulness' or 'safety', not 'helpfullness'"),
+        ("ppo.num_prompts.safety=-3", "greater than or equal to 0"),
+        ("evaluate.num_prompts={helpfulness: 0, safety: 0}", "at least one domain"),
+        ("seed=99999999999999999999", "less than 9223372036854775808"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_runs(setting: str, words: str) -> None:
+    assert words in problem("real", setting)
+
+
+def test_stages_that_do_not_run_contradict_nothing() -> None:
+    settings = ["ppo.max_new_tokens=1024", "ppo_from_version=3"]
+    assert load_recipe("real", settings).ppo.max_new_tokens == 1024
+    weightless = ["pretrain.source_weights={web: 0, abc_news: 1}"]
+    assert load_recipe("real", weightless).pretrain.source_weights["web"] == 0
+
+
+def test_null_in_place_of_a_mapping_is_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: real\nproduct: mine\npretrain: {source_weights: null}\n")
+    assert load_recipe(str(file)).pretrain.source_weights == {}
+    assert load_recipe("demo", ["world=null"]).world is None

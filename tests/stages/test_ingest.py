@@ -201,6 +201,11 @@ def test_max_rows_takes_the_first(ingest):
     ("settings", "content", "problem"),
     [
         (DOCUMENTS, "", "holds no rows"),
+        (
+            PAIRS,
+            '{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 2,
+            "Not one of the 2 rows of .* identical_responses 2",
+        ),
         (DOCUMENTS, '{"text": "a"}\n{"text": 3}\n', "line 2, field 'text': is a number"),
         (DOCUMENTS, '{"text": "a"}\n{"te', "line 2, column .* is not JSON"),
         (PROMPTS, '{"prompt": "a"}\n', "line 1, field 'domain': is missing.*set domain on source"),

@@ -15,9 +15,16 @@ def config(**settings: Any) -> Config:
 
 
 def rows(domain: Domain, batch: int, count: int, source: str = "own") -> list[dict[str, Any]]:
+    ids = [f"{source}-{domain}-{batch}-{i}" for i in range(count)]
     return [
-        {"id": f"{source}-{domain}-{batch}-{i}", "domain": domain, "batch": batch, "split": "train"}
-        for i in range(count)
+        {
+            "id": name,
+            "domain": domain,
+            "batch": batch,
+            "split": "train",
+            "messages": [{"role": "user", "content": f"Question {name}"}],
+        }
+        for name in ids
     ]
 
 
@@ -51,3 +58,13 @@ def test_a_replay_is_at_most_all_there_is():
     alone = newest_with_replay(config(newest_share=1.0), everything)
     assert [row["id"] for row in alone] == [f"own-safety-3-{i}" for i in range(10)]
     assert len(newest_with_replay(config(newest_share=0.001), everything)) == len(everything)
+
+
+def test_what_one_table_holds_out_no_other_trains_on():
+    """Weekly batches and open-source data are split apart, and may hold the same questions."""
+    own, open_source = rows(Domain.safety, 1, 4), rows(Domain.safety, 0, 4, "open")
+    own[0] |= {"split": "test"}
+    open_source[0] |= {"messages": [{"role": "user", "content": "  question OWN-safety-1-0 "}]}
+    open_source[1] |= {"split": "test", "messages": own[1]["messages"]}
+    found = [row["id"] for row in mixture(config(), own, open_source)]
+    assert found == ["own-safety-1-2", "own-safety-1-3", "open-safety-0-2", "open-safety-0-3"]

@@ -34,7 +34,7 @@ from stages.models.rollouts import Trajectory, response_logprobs
 from stages.models.scoring import score_sequences
 from stages.pretrain import Config, documents_of
 from stages.rejection_sampling import answer_examples
-from stages.sft import SftSettings, rendered
+from stages.sft import rendered
 from stages.text.dialogue import render_prompt
 from stages.tokenize_corpus import TokenizeCorpusSettings, tokenize
 
@@ -61,7 +61,7 @@ def padded_tokenizer(tokenizer, pad_id, monkeypatch):
 def examples_of(stage, tokenizer):
     rows = [{"demonstration_id": "d", "source": "s", "messages": MESSAGES}]
     if stage == "sft":
-        return rendered(rows, tokenizer, SftSettings(sequence_length=200))
+        return rendered(rows, tokenizer, 200, "error")
     return answer_examples(rows, tokenizer, 200)
 
 

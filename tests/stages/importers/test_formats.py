@@ -224,3 +224,18 @@ def test_pairs_without_prompt_or_answer():
         preferences.pairs(record(prompt="q", chosen="", rejected="c"))
     same = preferences.pairs(record(prompt="q", chosen="b", rejected="b"))
     assert same == Dropped("identical_responses")
+
+
+def test_a_transcript_with_the_line_ends_of_windows():
+    fields = {
+        "chosen": "\r\n\r\nHuman: a\r\nb\r\n\r\nAssistant: no",
+        "rejected": "\r\n\r\nHuman: a\r\nb\r\n\r\nAssistant: yes",
+    }
+    assert preferences.hh(record(**fields)) == Preference([user("a\nb")], "no", "yes")
+
+
+@pytest.mark.parametrize("mark", [0, 1, "false"])
+def test_a_mark_is_true_or_false_and_no_number(mark):
+    messages = [user("a"), {**assistant("b"), "loss": mark}]
+    with pytest.raises(UserError, match="is not true or false"):
+        instructions.chat(record(messages=messages))
