@@ -8,6 +8,7 @@ the KL term at every token. π_0 is the rejection-sampling model that PPO starts
 """
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from data_contracts.base import StageConfig
 from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from kernels.heads import ValueModel
-from kernels.model import CausalLM
+from kernels.model import CausalLM, ModelConfig
 from kernels.ppo import AdaptiveKL, gae, kl_shaped_rewards, sum_per_response
 from stages.models.batches import seed_from, shuffled
 from stages.models.early_stopping import (
@@ -127,8 +128,8 @@ class Models:
     value: Engine
     reference: Frozen
     rewards: RewardModels
-    sampler: CausalLM
-    """The policy's weights, gathered once, in a module that generation may call freely."""
+    config: ModelConfig
+    """The policy's."""
     tokenizer: Tokenizer
 
 
@@ -161,7 +162,6 @@ def train(
     meter = Meter(config.engine.precision, work.rank)
     with Checkpointer(work.checkpoints, work.rank, config) as checkpointer:
         done, extra = checkpointer.restore(engines)
-        models.sampler = plain_policy(models.policy)
         stopping = EarlyStopping(**extra.get("early_stopping", {}))
         kl = AdaptiveKL(**extra["kl"]) if "kl" in extra else kl_controller(config)
         forget_bests_after(work, done)
@@ -218,8 +218,6 @@ def iterate(
         with clock.phase("update"):
             order = shuffled(len(batch.rows), config.seed, iteration, 1).tolist()
             stats = update(config, policy, models.value, rollouts, order, work.rank)
-        with clock.phase("sync"):
-            models.sampler = plain_policy(models.policy)
     lengths = [len(t.tokens) for t in rollouts.trajectories]
     speed = meter.metrics(sum(lengths), iteration_flops(models, lengths, policy is not None))
     return {**reward_stats, **stats, **clock.metrics(), **speed}
@@ -239,8 +237,8 @@ def iteration_flops(models: Models, lengths: list[int], train_policy: bool) -> f
 def build(config: Config, work: WorkDir) -> Models:
     """Policy and reference from the rejection-sampling model, value from the Helpfulness RM."""
     # One after the other: a model is whole in each rank's memory until its engine has sharded it.
-    sampler, tokenizer = load_policy(work, config.policy)
-    policy = _engine(config, work, sampler, config.learning_rate)
+    module, tokenizer = load_policy(work, config.policy)
+    policy = _engine(config, work, module, config.learning_rate)
     reference = frozen(load_policy(work, config.policy)[0], config.engine, work.rank)
     value = ValueModel.from_reward(load_scorer(work, config.helpfulness_rm))
     return Models(
@@ -250,7 +248,7 @@ def build(config: Config, work: WorkDir) -> Models:
         rewards=RewardModels.load(
             work, config.helpfulness_rm, config.safety_rm, config.gate_threshold, config.engine
         ),
-        sampler=sampler,
+        config=module.config,
         tokenizer=tokenizer,
     )
 
@@ -264,13 +262,6 @@ def _engine(config: Config, work: WorkDir, module: torch.nn.Module, learning_rat
     return Engine(module, optimizer, constant(learning_rate), config.engine, work.rank)
 
 
-def plain_policy(policy: Engine) -> CausalLM:
-    """The policy to sample from, up to date with its training."""
-    module = policy.plain_copy()
-    assert isinstance(module, CausalLM)
-    return module
-
-
 def load_prompts(
     config: Config, work: WorkDir, models: Models, split: str, num_by_domain: dict[Domain, int]
 ) -> Prompts:
@@ -278,7 +269,7 @@ def load_prompts(
     rows = select_prompts(
         work.table(config.prompts, "prompts"), split, num_by_domain, seed_from(config.seed, "ppo")
     )
-    max_prompt_tokens = models.sampler.config.max_seq_len - config.max_new_tokens
+    max_prompt_tokens = models.config.max_seq_len - config.max_new_tokens
     return Prompts(*fitting_prompts(rows, models.tokenizer, max_prompt_tokens, config.overlong))
 
 
@@ -293,8 +284,7 @@ def roll_out(
 ) -> tuple[Rollouts, dict[str, float]]:
     """Sample responses and work out what each of their tokens is worth."""
     # 1. Sample, with the weights gathered once into a plain module.
-    with clock.phase("generate"):
-        trajectories = sample(config, work, models, batch, seed_from(config.seed, iteration))
+    trajectories = sample(config, work, models, batch, seed_from(config.seed, iteration), clock)
     lengths = [len(t.response) for t in trajectories]
 
     # 2. Log-probs of policy and reference at the sampling temperature, by the trainer itself.
@@ -335,19 +325,24 @@ def roll_out(
 
 
 def sample(
-    config: Config, work: WorkDir, models: Models, prompts: Prompts, seed: int
+    config: Config, work: WorkDir, models: Models, prompts: Prompts, seed: int, clock: Clock
 ) -> list[Trajectory]:
-    """One response of the policy to each prompt."""
+    """One response of the policy as it is now to each prompt."""
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-    return sample_trajectories(
-        models.sampler,
-        prompts,
-        sampling,
-        models.tokenizer,
-        seed,
-        work,
-        config.generation_batch_size,
-    )
+    with ExitStack() as until_sampled:
+        with clock.phase("sync"):
+            sampler = until_sampled.enter_context(models.policy.gathered())
+            assert isinstance(sampler, CausalLM)
+        with clock.phase("generate"):
+            return sample_trajectories(
+                sampler,
+                prompts,
+                sampling,
+                models.tokenizer,
+                seed,
+                work,
+                config.generation_batch_size,
+            )
 
 
 def evaluate_held_out(
@@ -363,7 +358,8 @@ def evaluate_held_out(
     R̃_c is the reward in standard deviations of its domain above the model PPO started from, and
     `unfinished_score` where the response was cut off.
     """
-    trajectories = sample(config, work, models, prompts, seed_from(config.seed, "held out"))
+    seed = seed_from(config.seed, "held out")
+    trajectories = sample(config, work, models, prompts, seed, Clock())
     is_safety = [domain == "safety" for domain in prompts.domains]
     reward = models.rewards.score([t.tokens for t in trajectories], is_safety, work).reward
     logprobs, ref_logprobs = (
@@ -375,7 +371,7 @@ def evaluate_held_out(
     standardised = stopping.standardised(reward, prompts.domains, finished, config.unfinished_score)
     objective = float(standardised.mean()) - config.kl_beta * kl
     if stopping.observe(objective, iteration, within_budget(kl, config.kl_budget)):
-        keep_best(work, models.policy, models.sampler.config, models.tokenizer, iteration)
+        keep_best(work, models.policy, models.config, models.tokenizer, iteration)
     return {
         "held_out/objective": objective,
         "held_out/reward": float(reward.mean()),

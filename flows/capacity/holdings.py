@@ -109,8 +109,7 @@ def rejection_sampling(
         {
             "sample": sampler + cache + sampling,
             "score": scorers + scoring,
-            # DeepSpeed never lets go of a sharded model that only evaluates.
-            **{phase: scorers + held for phase, held in tuned.phases.items()},
+            **tuned.phases,
         },
         kv_cache=cache,
         other_models=scorers,
@@ -122,7 +121,7 @@ def rejection_sampling(
 def ppo(
     settings: PpoSettings, data: Workload, model: ModelConfig, knobs: Knobs, num_ranks: int
 ) -> StageMemory:
-    """Five models and the sampler stay all along; each phase adds its own."""
+    """Five models stay all along; each phase adds its own, sampling a whole policy."""
     engine = knobs.engine
     responses = at_a_time(knobs.micro_batch_size, settings.mini_batch_size, num_ranks)
     longest = min(model.max_seq_len, data.longest_prompt_tokens + settings.max_new_tokens)
@@ -136,7 +135,7 @@ def ppo(
     sampler = memory.plain_copy(model.num_parameters(), engine, num_ranks)
     frozen = _frozen(model, "policy", engine, num_ranks)
     frozen += 2 * _frozen(model, "scorer", engine, num_ranks)
-    always = policy.trained.on_card + value.trained.on_card + frozen + sampler
+    always = policy.trained.on_card + value.trained.on_card + frozen
 
     most = max(settings.batch_size, sum(settings.num_held_out_prompts.values()))
     rows = at_a_time(knobs.generation_batch_size, most, num_ranks)
@@ -149,7 +148,7 @@ def ppo(
         policy.trained,
         max(updating, measuring, sampling),
         {
-            "sample": always + cache + sampling,
+            "sample": always + sampler + cache + sampling,
             "measure": always + measuring,
             "update": always + updating,
             "reduce": always + reducing,

@@ -38,13 +38,19 @@ def remedies(stage: TrainingStage, card: Card, num_gpus: int) -> list[Remedy]:
     """The least that would make a stage fit that does not; [] when nothing does.
 
     Other settings on the same GPUs; where there are none, or they step on the host: more GPUs, and
-    larger ones.
+    larger ones. Where none of that does: more and larger ones, or larger ones and the host.
     """
     same = _smallest_change(stage, card, num_gpus)
     found = [] if same is None else [same]
     if same is None or any(key.endswith("offload_optimizer") for key in same.settings):
         more, larger = _more_gpus(stage, card, num_gpus), _larger_card(stage, card, num_gpus)
         found += [remedy for remedy in (more, larger) if remedy]
+    if not found:
+        larger_cards = _larger_than(card)
+        both = (_more_gpus(stage, other, num_gpus) for other in larger_cards)
+        helped = (_smallest_change(stage, other, num_gpus) for other in larger_cards)
+        firsts = (next(filter(None, tries), None) for tries in (both, helped))
+        found = [remedy for remedy in firsts if remedy]
     return found
 
 
@@ -70,11 +76,15 @@ def _more_gpus(stage: TrainingStage, card: Card, num_gpus: int) -> Remedy | None
 
 def _larger_card(stage: TrainingStage, card: Card, num_gpus: int) -> Remedy | None:
     """The smallest other card on which the stage fits without the host's help."""
-    larger = (other for other in CARDS.values() if other.memory_gib > card.memory_gib)
-    for other in sorted(larger, key=lambda other: other.memory_gib):
+    for other in _larger_than(card):
         if remedy := _smallest_change(stage, other, num_gpus, offload=False):
             return remedy
     return None
+
+
+def _larger_than(card: Card) -> list[Card]:
+    larger = (other for other in CARDS.values() if other.memory_gib > card.memory_gib)
+    return sorted(larger, key=lambda other: other.memory_gib)
 
 
 def _gentlest_first(stage: TrainingStage, offload: bool) -> list[Knobs]:
@@ -128,7 +138,3 @@ def _halvings(number: int) -> list[int]:
     while numbers[-1] > 1:
         numbers.append(numbers[-1] // 2)
     return numbers
-
-
-def _as_options(settings: dict[str, object]) -> str:
-    return " ".join(f"--set {key}={str(value).lower()}" for key, value in settings.items())

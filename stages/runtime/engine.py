@@ -12,9 +12,11 @@ How DeepSpeed is used here (`stages.runtime.zero` speaks to it):
 - A step whose loss or gradient is not finite is skipped by all ranks together, and counted.
 """
 
+import contextlib
+import gc
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +85,7 @@ class Engine:
         settings: EngineSettings,
         rank: Rank,
     ) -> None:
+        gc.collect()  # DeepSpeed's engines hold themselves: an earlier model would stand beside it
         self.num_steps = 0
         self.last_step = StepStats(0.0, 0.0, 0)
         self._schedule = schedule
@@ -92,7 +95,6 @@ class Engine:
         self._skipped = SkippedSteps(settings, rank)
         set_activation_checkpointing(module, settings.activation_checkpointing)
         self._blueprint = on_meta(module) if self._stage == 3 else None
-        self._plain: nn.Module | None = None
         is_bf16 = settings.precision == "bf16"
         exact = fp32_weights(module) if is_bf16 and rank.is_main else {}
         self._fused = rank.device.type == "cuda"
@@ -163,31 +165,27 @@ class Engine:
         """
         self._set_masters(state)
 
-    def plain_copy(self) -> nn.Module:
-        """The unsharded module to generate with, on every rank; call `sync_copy` after updates.
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        """The unsharded module to generate with, on every rank, with the weights of now.
 
-        Up to ZeRO-2 that is the trained module itself (no copy, always up to date); with ZeRO-3 it
-        is a second module into which the weights are gathered. All ranks call.
+        Up to ZeRO-2 that is the trained module itself; with ZeRO-3 a second one, into which the
+        weights are gathered once. It is freed after the block, if nobody keeps it: beside the
+        update of a large model there is no room for it. All ranks enter.
         """
         if self._blueprint is None:
-            return self.module
-        if self._plain is None:
-            live = dict(self.module.named_parameters(remove_duplicate=False))
-            self._plain = materialized(self._blueprint, live)
-        self.sync_copy()
-        return self._plain
-
-    def sync_copy(self) -> None:
-        """Bring the module of `plain_copy` up to date with the trained weights. All ranks call."""
-        if self._plain is None:
+            yield self.module
             return
-        targets = dict(self._plain.named_parameters())
+        live = dict(self.module.named_parameters(remove_duplicate=False))
+        whole = materialized(self._blueprint, live)
+        targets = dict(whole.named_parameters())
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 with zero.gathered(parameter):
                     targets[name].copy_(parameter)
             for name, buffer in self.module.named_buffers():
-                self._plain.get_buffer(name).copy_(buffer)
+                whole.get_buffer(name).copy_(buffer)
+        yield whole
 
     def pieces(self) -> dict[str, Tensor]:
         """This rank's share of fp32 weights and optimizer state: flat views, valid until `step`.

@@ -102,10 +102,10 @@ def test_a_new_stage_version_and_changed_code(
 ) -> None:
     walk = new_walk(recipe)
     walk_all(walk)
-    monkeypatch.setattr(sys.modules["stages.ppo"], "VERSION", "2")
+    monkeypatch.setattr(sys.modules["stages.ppo"], "VERSION", "next")
     monkeypatch.setattr("flows.planner.current_code", lambda stage: "other")
     planned = steps(walk, recipe)
-    assert planned["v2/ppo"].reason == "stage VERSION changed: 1 → 2"
+    assert planned["v2/ppo"].reason == "stage VERSION changed: 2 → next"
     assert planned["base/sft"].action == "reuse"
     assert planned["base/sft"].code_changed
 

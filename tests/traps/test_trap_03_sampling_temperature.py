@@ -65,7 +65,7 @@ def test_rollouts_are_drawn_from_what_the_logprobs_say(tmp_path, tokenizer, temp
     """The mean surprise of many first tokens is the distribution's entropy, and of no other's."""
     ready = bench(tmp_path, tokenizer, temperature=temperature, max_new_tokens=1)
     drawn = ready.sample(many(prompts(1), 4000), seed=0)
-    logits = plain_llama.logits(ready.models.sampler, drawn[0].prompt)[-1]
+    logits = plain_llama.logits(ready.models.policy.module, drawn[0].prompt)[-1]
     surprise = -(logits / temperature).log_softmax(0)
     entropy = (surprise * (-surprise).exp()).sum().item()
     found = surprise[[trajectory.response[0] for trajectory in drawn]]

@@ -77,7 +77,7 @@ def test_chunks_of_loss_rows_do_not_show(ready, monkeypatch, num_rows):
     rollouts = ready.roll_out()
     whole = ready.update(rollouts)
     gradients = ready.models.policy.gradients
-    size = num_rows * ready.models.sampler.config.vocab_size
+    size = num_rows * ready.models.config.vocab_size
     monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", size)
     assert ready.update(rollouts) == pytest.approx(whole, abs=1e-9)
     for name, found in ready.models.policy.gradients.items():

@@ -14,6 +14,8 @@ Seen to fail with each of these planted in the product:
 - cut responses among the best of K.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from trap_models import EOS, causal_lm, random_ids
@@ -70,9 +72,12 @@ def test_a_truncated_response_gets_the_configured_score(
     assert rollouts.scores[finished].sum().item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_batch_without_a_finished_response_has_finite_advantages(tmp_path, tokenizer):
+def test_a_batch_without_a_finished_response_has_finite_advantages(
+    tmp_path, tokenizer, monkeypatch
+):
     ready = bench(tmp_path, tokenizer)
-    ready.models.sampler = causal_lm(1, eos_logit=-30)
+    endless = nullcontext(causal_lm(1, eos_logit=-30))
+    monkeypatch.setattr(ready.models.policy, "gathered", lambda: endless)
     rollouts = ready.roll_out()
     assert not any(t.finished for t in rollouts.trajectories)
     assert rollouts.scores.tolist() == [-1.0] * 12

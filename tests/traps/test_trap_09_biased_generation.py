@@ -69,7 +69,11 @@ def close(share, probability):
 
 
 def plain_probabilities(ready, prompt, temperature):
-    return (plain_llama.logits(ready.models.sampler, prompt)[-1] / temperature).softmax(0).detach()
+    return (
+        (plain_llama.logits(ready.models.policy.module, prompt)[-1] / temperature)
+        .softmax(0)
+        .detach()
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

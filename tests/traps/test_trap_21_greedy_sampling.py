@@ -44,7 +44,7 @@ def test_rollouts_are_not_the_likeliest(tmp_path, tokenizer):
     trajectories = ready.roll_out().trajectories
     is_likeliest = []
     for t in trajectories:
-        rows = plain_llama.logits(ready.models.sampler, t.tokens)[len(t.prompt) - 1 : -1]
+        rows = plain_llama.logits(ready.models.policy.module, t.tokens)[len(t.prompt) - 1 : -1]
         is_likeliest += (rows.argmax(1) == torch.tensor(t.response)).tolist()
     assert sum(is_likeliest) / len(is_likeliest) < 0.4
 

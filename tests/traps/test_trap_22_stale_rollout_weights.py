@@ -70,8 +70,8 @@ def test_new_weights_reach_the_sampler(tmp_path, tokenizer):
     """As a resume sets them, before the first response of the run."""
     ready = bench(tmp_path, tokenizer, dtype=torch.float32)
     ready.models.policy.load_full_state(causal_lm(9, dtype=torch.float32).state_dict())
-    ready.models.sampler = ppo.plain_policy(ready.models.policy)
-    found = {name: value.tolist() for name, value in ready.models.sampler.state_dict().items()}
+    with ready.models.policy.gathered() as sampler:
+        found = {name: value.tolist() for name, value in sampler.state_dict().items()}
     expected = causal_lm(9, dtype=torch.float32).state_dict()
     assert found == {name: value.tolist() for name, value in expected.items()}
 

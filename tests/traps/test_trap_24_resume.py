@@ -24,7 +24,7 @@ FAST = "mid-accumulation"
 """It is over the end of an epoch as well."""
 SLOW = [column for column in COLUMNS if column != FAST]
 PHASES = [
-    f"time/{name}" for name in ("generate", "logprobs", "values", "rewards", "update", "sync")
+    f"time/{name}" for name in ("sync", "generate", "logprobs", "values", "rewards", "update")
 ]
 
 

@@ -91,7 +91,7 @@ class Bench:
 
     def sample(self, prompts: Prompts, seed: int) -> list[Trajectory]:
         """One response to each prompt."""
-        return ppo.sample(self.config, self.work, self.models, prompts, seed)
+        return ppo.sample(self.config, self.work, self.models, prompts, seed, Clock())
 
     def update(
         self, rollouts: Rollouts, order: Sequence[int] | None = None, **settings: Any
@@ -127,10 +127,9 @@ def bench(
             *(frozen(reward_model(seed, dtype=dtype), config.engine, rank) for seed in (3, 4)),
             config.gate_threshold,
         ),
-        sampler=policy,
+        config=policy.config,
         tokenizer=tokenizer,
     )
-    models.sampler = ppo.plain_policy(models.policy)
     return Bench(config, work_dir(folder, rank), models, prompts(12))
 
 
@@ -207,7 +206,8 @@ def generator_and_trainer(ready: Bench, iteration: int) -> tuple[Tensor, Tensor]
     ppo.iterate(ready.config, ready.work, ready.models, ready.prompts, meter, iteration, beta)
     sampling = Sampling(ready.config.max_new_tokens, ready.config.temperature)
     questions = ready.prompts.tokens
-    out = generate(ready.models.sampler, questions, sampling, eos_id=EOS, seed=iteration)
+    with ready.models.policy.gathered() as sampler:
+        out = generate(sampler, questions, sampling, eos_id=EOS, seed=iteration)
     trajectories = [
         Trajectory(*row) for row in zip(questions, out.responses, out.finished, strict=True)
     ]

@@ -83,7 +83,12 @@ def test_70b_with_zero_1_on_8_a100_is_refused_and_what_fits_is_said() -> None:
         "--set pretrain.engine.offload_optimizer=true, "
         "or --gpus 32 --gpu a100-80gb --set pretrain.engine.zero_stage=3"
     ) in paragraph
-    assert "ppo: no settings, number of GPUs or card known here" in paragraph
+    # larger cards in larger numbers, or the host's help on them
+    assert (
+        "rejection_sampling: --gpus 16 --gpu h200, or --gpus 8 --gpu h200 "
+        "--set rejection_sampling.finetuning.engine.offload_optimizer=true"
+    ) in paragraph
+    assert "ppo: --gpus 2048 --gpu h200" in paragraph
 
 
 @pytest.mark.parametrize(

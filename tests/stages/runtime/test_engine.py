@@ -94,13 +94,11 @@ def test_bf16_accumulates_micro_batches_in_fp32(zero_stage: int) -> None:
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (2, "bf16")])
-def test_plain_copy_follows_the_trained_weights(zero_stage: int, precision: str) -> None:
+def test_what_is_gathered_has_the_trained_weights(zero_stage: int, precision: str) -> None:
     rank = process_group()
     engine = build(rank, zero_stage, precision)
-    plain = engine.plain_copy()
     train(engine, rank, range(2), [12])
-    engine.sync_copy()
-    with torch.no_grad():
+    with torch.no_grad(), engine.gathered() as plain:
         assert torch.equal(plain(*batch(9)).losses, engine(*batch(9)).losses)
 
 

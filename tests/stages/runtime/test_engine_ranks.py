@@ -35,9 +35,10 @@ def test_two_ranks_learn_what_one_plain_process_learns(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_plain_copy_is_whole_and_current(findings: dict[str, Any], zero_stage: int) -> None:
+def test_gathered_weights_are_whole_and_current(findings: dict[str, Any], zero_stage: int) -> None:
     found = findings[f"zero-{zero_stage}"]
-    assert found["plain_copy_error"] == 0
+    assert found["gathered_error"] == 0
+    assert found["gathered_is_freed"], "there is no room for it beside an update"
     assert found["sharded"] == (zero_stage == 3)
 
 
@@ -46,7 +47,7 @@ def test_bf16_stays_near_fp32(findings: dict[str, Any], zero_stage: int) -> None
     found = findings[f"zero-{zero_stage}-bf16"]
     assert found["losses"] == pytest.approx(PLAIN_LOSSES, abs=0.05)
     assert found["split_losses"] == pytest.approx(PLAIN_LOSSES, abs=0.05)
-    assert found["plain_copy_error"] == 0
+    assert found["gathered_error"] == 0
 
 
 def test_bf16_masters_start_from_the_fp32_weights(findings: dict[str, Any]) -> None:

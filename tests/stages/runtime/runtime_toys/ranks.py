@@ -73,15 +73,18 @@ def curves(rank: Rank, zero_stage: int, precision: str = "fp32") -> Findings:
     losses = train(engine, rank, range(NUM_STEPS), [6])
     split = build(rank, zero_stage, precision)
     split_losses = train(split, rank, range(NUM_STEPS), [1, 3, 2])
-    plain = split.plain_copy()
     tokens, targets = batch(99)
-    with torch.no_grad():
+    with torch.no_grad(), split.gathered() as plain:
         stale = plain(tokens, targets).losses - split(tokens, targets).losses
+        left = weakref.ref(next(plain.parameters()))
+        is_twin = plain is not split.module
+        del plain
     return {
         "losses": losses,
         "split_losses": split_losses,
         "state": {name: value.double().sum().item() for name, value in split.full_state().items()},
-        "plain_copy_error": rank.max(stale.abs().max().item()),
+        "gathered_is_freed": left() is None or not is_twin,
+        "gathered_error": rank.max(stale.abs().max().item()),
         "sharded": any(p.numel() == 0 for p in engine.module.parameters()),
         "gradient_norm": engine.last_step.gradient_norm,
     }
