@@ -23,7 +23,7 @@ from data_contracts.parquet import write_table
 from data_contracts.ratings import Domain, Split
 from data_contracts.splits import normalised, split_of
 from data_contracts.tables import CONTRACTS, TableContract
-from stages.importers.reading import Record
+from stages.importers.reading import EmptyTextError, Record
 from stages.importers.rows import Demonstration, Document, Message, Preference, Prompt
 from stages.importers.source import Role, Source, rows_of
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -189,7 +189,7 @@ class Ingestion:
             if near_duplicates is not None and near_duplicates.repeats(row.text):
                 self.tally[f"dropped/documents/{source.name}/near_duplicate"] += 1
                 continue
-            name = record.text(source.source_field) if source.source_field else source.name
+            name = _source_name(source, record)
             yield (
                 source,
                 {"document_id": content_id(row.text), "source": name, "text": row.text},
@@ -254,6 +254,16 @@ def _preference_row(source: Source, row: Preference, prompt: dict[str, Any]) -> 
         "rating": row.rating,
         "safety_label": row.safety_label,
     }
+
+
+def _source_name(source: Source, record: Record) -> str:
+    """What a row of documents says of its source, or the file's name where it says nothing."""
+    if source.source_field is None:
+        return source.name
+    try:
+        return record.text(source.source_field)
+    except EmptyTextError:
+        return source.name
 
 
 def _domain(source: Source, record: Record, given: str | None) -> Domain:

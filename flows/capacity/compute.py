@@ -48,10 +48,22 @@ class Decoding:
 
     num_tokens: float
     """Of all responses, over all ranks."""
+    num_responses: int
+    """That are asked for at a time, over all ranks."""
     num_rows: int
-    """Responses that a rank writes side by side."""
+    """Of them, that a rank writes side by side."""
     bytes_read: float
     """For one token of every row: the weights, and the rows' keys and values."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Whole passes over documents: training, scoring, reading prompts."""
+
+    flops: float
+    """Of all of them, over all ranks."""
+    num_items: int
+    """Documents that the ranks share at a time; ranks beyond them have nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,14 @@ class Work:
 
     num_tokens: float
     """Tokens of the documents that it trains on or samples, each time it meets them."""
-    flops: float
-    """Of whole passes: training, scoring, reading prompts."""
+    passes: tuple[Passes, ...]
     precision: Precision
     decoding: Decoding | None = None
+
+    @property
+    def flops(self) -> float:
+        """Of all passes."""
+        return sum(passes.flops for passes in self.passes)
 
 
 @dataclass(frozen=True)
@@ -83,21 +99,24 @@ def pretrain(settings: PretrainSettings, model: ModelConfig) -> Work:
     """The token budget, in full sequences."""
     length = settings.sequence_length
     flops = document_flops(model, "policy", settings.num_tokens / length, length)
-    return Work(settings.num_tokens, flops, settings.engine.precision)
+    passes = Passes(flops, settings.global_batch_size)
+    return Work(settings.num_tokens, (passes,), settings.engine.precision)
 
 
 def fine_tuning(settings: FinetuningSettings, data: Workload, model: ModelConfig) -> Work:
     """Every demonstration, every epoch; packing leaves a document its own attention."""
     num_documents, length = settings.num_epochs * data.num_demonstrations, data.document_tokens
     flops = document_flops(model, "policy", num_documents, length)
-    return Work(num_documents * length, flops, settings.engine.precision)
+    passes = Passes(flops, settings.global_batch_size)
+    return Work(num_documents * length, (passes,), settings.engine.precision)
 
 
 def reward_model(settings: RewardModelSettings, data: Workload, model: ModelConfig) -> Work:
     """Both sides of every comparison."""
     num_documents, length = 2 * settings.num_epochs * data.num_comparisons, data.document_tokens
     flops = document_flops(model, "scorer", num_documents, length)
-    return Work(num_documents * length, flops, settings.engine.precision)
+    passes = Passes(flops, settings.global_batch_size)
+    return Work(num_documents * length, (passes,), settings.engine.precision)
 
 
 def rejection_sampling(
@@ -117,9 +136,19 @@ def rejection_sampling(
     rows = at_a_time(knobs.generation_batch_size, num_samples, num_ranks)
     return Work(
         num_samples * length,
-        reading + scoring + learning,
+        (
+            Passes(reading + scoring, num_samples),
+            Passes(learning, settings.finetuning.global_batch_size),
+        ),
         settings.finetuning.engine.precision,
-        _decoding(model, element_bytes(settings.finetuning.engine), num_samples, rows, data),
+        _decoding(
+            model,
+            element_bytes(settings.finetuning.engine),
+            num_samples,
+            num_samples,
+            rows,
+            data,
+        ),
     )
 
 
@@ -144,9 +173,14 @@ def ppo(
     rows = at_a_time(knobs.generation_batch_size, settings.batch_size, num_ranks)
     return Work(
         num_sampled * length,
-        reading + measuring + scoring + valuing + learning,
+        (
+            Passes(reading + measuring + scoring + valuing, settings.batch_size),
+            Passes(learning, settings.mini_batch_size),
+        ),
         settings.engine.precision,
-        _decoding(model, element_bytes(settings.engine), num_sampled, rows, data),
+        _decoding(
+            model, element_bytes(settings.engine), num_sampled, settings.batch_size, rows, data
+        ),
     )
 
 
@@ -156,9 +190,11 @@ def document_flops(model: ModelConfig, kind: Kind, num_documents: float, length:
 
 
 def cost(work: Work, machine: Machine) -> Cost:
-    """Time, energy and carbon of one run."""
-    reached = machine.num_gpus * machine.mfu * machine.card.peak_flops(work.precision)
-    seconds = work.flops / reached + decoding_seconds(work.decoding, machine)
+    """Time, energy and carbon of one run; GPUs that wait for the others are paid for."""
+    reached = machine.mfu * machine.card.peak_flops(work.precision)
+    seconds = decoding_seconds(work.decoding, machine)
+    for passes in work.passes:
+        seconds += passes.flops / (reached * ranks_at_work(passes.num_items, machine.num_gpus))
     gpu_hours = machine.num_gpus * seconds / 3600
     gpu_kwh = gpu_hours * machine.watts / 1000
     return Cost(
@@ -170,22 +206,35 @@ def cost(work: Work, machine: Machine) -> Cost:
     )
 
 
+def ranks_at_work(num_items: int, num_ranks: int) -> float:
+    """How many ranks could do the same in the same time if all were busy: each item is one rank's,
+    and the rounds that the fullest rank needs are everybody's."""
+    return num_items / math.ceil(num_items / num_ranks)
+
+
 def decoding_seconds(decoding: Decoding | None, machine: Machine) -> float:
     """Every rank writes one token of each of its rows at the price of one read."""
     if decoding is None:
         return 0.0
-    num_reads = decoding.num_tokens / (machine.num_gpus * decoding.num_rows)
+    num_ranks = min(machine.num_gpus, decoding.num_responses)
+    num_reads = decoding.num_tokens / (num_ranks * decoding.num_rows)
     bandwidth = machine.decode_bandwidth * machine.card.bandwidth_tb * 1e12
     return num_reads * decoding.bytes_read / bandwidth
 
 
 def _decoding(
-    model: ModelConfig, size: int, num_responses: float, num_rows: int, data: Workload
+    model: ModelConfig,
+    size: int,
+    num_responses: float,
+    at_once: int,
+    num_rows: int,
+    data: Workload,
 ) -> Decoding:
+    """Of all responses, `at_once` of them asked for at a time."""
     mean_columns = data.prompt_tokens + data.response_tokens // 2
     weights = size * model.num_parameters()
     read = weights + kv_cache(model, size, num_rows, mean_columns)
-    return Decoding(num_responses * data.response_tokens, num_rows, read)
+    return Decoding(num_responses * data.response_tokens, at_once, num_rows, read)
 
 
 def paper_size(model: ModelConfig) -> Size | None:

@@ -113,7 +113,11 @@ def test_rows_keep_what_the_file_says(ingest):
         {
             "corpus": (
                 {**DOCUMENTS, "source_field": "kind"},
-                [{"text": " a\tb \n", "kind": "web/1"}, {"text": "c", "kind": "books"}],
+                [
+                    {"text": " a\tb \n", "kind": "web/1"},
+                    {"text": "c", "kind": "books"},
+                    {"text": "d", "kind": " "},
+                ],
             ),
             "paragraphs": (
                 {"role": "documents", "format": "text", "split_at_blank_lines": True},
@@ -135,7 +139,8 @@ def test_rows_keep_what_the_file_says(ingest):
     )  # fmt: skip
     texts = [(row["source"], row["text"]) for row in tables["documents"]]
     assert texts == [
-        ("web/1", " a\tb \n"), ("books", "c"), ("paragraphs", "one\ntwo"), ("paragraphs", "three"),
+        ("web/1", " a\tb \n"), ("books", "c"), ("corpus", "d"),
+        ("paragraphs", "one\ntwo"), ("paragraphs", "three"),
     ]  # fmt: skip
     first, second = tables["preferences"]
     assert (first["rating"], first["safety_label"]) == ("better", "both_safe")
@@ -144,7 +149,7 @@ def test_rows_keep_what_the_file_says(ingest):
     assert (second["category"], second["domain"]) == ("general", "helpfulness")
     assert first["batch"] == 0
     assert tables["prompts"] == tables["open_preferences"] == tables["demonstrations"] == []
-    assert metrics["kept/documents/corpus"] == 2
+    assert metrics["kept/documents/corpus"] == 3
 
 
 def test_ids_depend_on_content_alone(ingest, tmp_path):

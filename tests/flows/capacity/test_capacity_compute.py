@@ -7,6 +7,7 @@ from flows.capacity.compute import (
     Cost,
     Decoding,
     Machine,
+    Passes,
     Work,
     assumed_mfu,
     cost,
@@ -84,7 +85,8 @@ def test_a_published_size_reproduces_its_gpu_hours(size: str, percent: float) ->
 
 def test_cost_by_hand() -> None:
     # 4 GPUs · 50 % of 312 TFLOP/s do 6.24e17 operations in 1000 s: 1.11 GPU hours, 0.444 kWh
-    found = cost(Work(2_000_000, 6.24e17, "bf16"), machine())
+    passes = (Passes(6.24e17, num_items=64),)
+    found = cost(Work(2_000_000, passes, "bf16"), machine())
     assert found == Cost(
         hours=pytest.approx(1000 / 3600),
         gpu_hours=pytest.approx(4000 / 3600),
@@ -92,14 +94,26 @@ def test_cost_by_hand() -> None:
         kwh=pytest.approx(1.1 * 0.4 * 4000 / 3600),
         tco2eq=pytest.approx(0.385e-3 * 1.1 * 0.4 * 4000 / 3600),
     )
-    assert cost(Work(1, 6.24e17, "fp32"), machine()).hours == pytest.approx(16 * found.hours)
+    assert cost(Work(1, passes, "fp32"), machine()).hours == pytest.approx(16 * found.hours)
 
 
 def test_decoding_is_paid_for_in_bytes_read() -> None:
     # each of 4 ranks writes 8 rows of 100 tokens: 100 reads of 10.195 GB at half of 2.039 TB/s
-    decoding = Decoding(num_tokens=3200, num_rows=8, bytes_read=10.195e9)
-    found = cost(Work(3200, 0.0, "bf16", decoding), machine())
+    decoding = Decoding(3200, num_responses=32, num_rows=8, bytes_read=10.195e9)
+    found = cost(Work(3200, (), "bf16", decoding), machine())
     assert found.hours * 3600 == pytest.approx(1.0)
+
+
+def test_gpus_without_a_document_wait_and_are_paid_for() -> None:
+    """6 documents at a time: 4 ranks need two rounds, as 3 would; 12 ranks need one, as 6 would."""
+    work = Work(1, (Passes(6.24e17, num_items=6),), "bf16")
+    hours = {n: cost(work, machine(num_gpus=n)).hours for n in (1, 3, 4, 6, 12, 10**9)}
+    assert hours[3] == hours[4] == pytest.approx(hours[1] / 3)
+    assert hours[6] == hours[12] == hours[10**9] == pytest.approx(hours[1] / 6)
+    assert cost(work, machine(num_gpus=12)).gpu_hours == pytest.approx(2 * hours[1])
+    responses = Decoding(3200, num_responses=2, num_rows=1, bytes_read=10.195e9)
+    writing = [cost(Work(3200, (), "bf16", responses), machine(num_gpus=n)) for n in (2, 4)]
+    assert writing[0].hours == writing[1].hours
 
 
 def test_operations_of_a_document() -> None:
