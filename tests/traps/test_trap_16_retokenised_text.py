@@ -12,6 +12,8 @@ Seen to fail with each of these planted in the product:
 - the best of K learned from its text.
 """
 
+import shutil
+
 import pytest
 from trap_models import EOS
 from trap_ppo import bench
@@ -94,6 +96,7 @@ def test_the_best_of_k_is_learned_as_it_was_drawn(tmp_path, tokenizer, drawn, mo
     work, refs = published(tmp_path, tokenizer)
     for version in (1, 2):
         output = rejection_sampling.run(stage_config(refs, version), work)
+        shutil.rmtree(work.checkpoints)  # as for every stage that has come to its end
         folder, kind = output.artifacts["scored_samples"]
         rows = read_table(folder, CONTRACTS["scored_samples"]).to_pylist()
         refs["earlier_samples"] = [work.store.publish(folder, kind)]
