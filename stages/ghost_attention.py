@@ -101,8 +101,11 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     ]
     if not rows:
         raise UserError(
-            f"None of {len(asked)} dialogues came to a second answer within the model's context",
-            "Lower ghost_attention.max_new_tokens, or supply shorter prompts",
+            f"None of {len(asked)} dialogues came to a second answer within the model's context: "
+            f"{talks.num_without_room} had no room left, {talks.num_cut_off} had an answer that "
+            "was cut off or said nothing",
+            "For want of room lower ghost_attention.max_new_tokens or supply shorter prompts; "
+            "where answers are cut off raise it",
         )
     return StageOutput(
         {"demonstrations": table_output(work, "demonstrations", "demonstrations", rows)},
