@@ -6,11 +6,12 @@ Everything not named here is the demo recipe's, so that the findings are about w
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_contracts.ratings import Domain
 from flows.recipe import Recipe, merged
 from flows.recipes import demo, dialogue
 from stages.pretrain import ModelSettings
 
-Counts = dict[str, int]
+Counts = dict[Domain, int]
 """Prompts by domain."""
 
 
@@ -46,32 +47,32 @@ class Scale:
 
 FULL = Scale(
     seeds=(1, 2, 3, 4, 5),
-    first_week={"helpfulness": 2700, "safety": 1400},
-    later_weeks={"helpfulness": 350, "safety": 240},
-    rejection_sampling={"helpfulness": 400, "safety": 150},
+    first_week={Domain.helpfulness: 2700, Domain.safety: 1400},
+    later_weeks={Domain.helpfulness: 350, Domain.safety: 240},
+    rejection_sampling={Domain.helpfulness: 400, Domain.safety: 150},
     num_samples=6,
     ppo_iterations=20,
     ppo_batch=160,
-    test_prompts={"helpfulness": 800, "safety": 360},
+    test_prompts={Domain.helpfulness: 800, Domain.safety: 360},
     test_answers=2,
-    sweep_prompts={"helpfulness": 160},
+    sweep_prompts={Domain.helpfulness: 160},
     sweep_samples=16,
-    ghost_attention={"helpfulness": 1500},
+    ghost_attention={Domain.helpfulness: 1500},
     distilled_prompts=400,
 )
 QUICK = Scale(
     seeds=(1,),
-    first_week={"helpfulness": 1600, "safety": 800},
-    later_weeks={"helpfulness": 200, "safety": 150},
-    rejection_sampling={"helpfulness": 240, "safety": 100},
+    first_week={Domain.helpfulness: 1600, Domain.safety: 800},
+    later_weeks={Domain.helpfulness: 200, Domain.safety: 150},
+    rejection_sampling={Domain.helpfulness: 240, Domain.safety: 100},
     num_samples=4,
     ppo_iterations=10,
     ppo_batch=128,
-    test_prompts={"helpfulness": 240, "safety": 120},
+    test_prompts={Domain.helpfulness: 240, Domain.safety: 120},
     test_answers=1,
-    sweep_prompts={"helpfulness": 40},
+    sweep_prompts={Domain.helpfulness: 40},
     sweep_samples=16,
-    ghost_attention={"helpfulness": 1000},
+    ghost_attention={Domain.helpfulness: 1000},
     distilled_prompts=250,
 )
 
@@ -118,7 +119,7 @@ def recipe(scale: Scale, seed: int) -> Recipe:
                     "num_iterations": scale.ppo_iterations,
                     "batch_size": scale.ppo_batch,
                     "learning_rate": 1e-4,  # for fewer and smaller iterations than the demo's
-                    "num_held_out_prompts": {"helpfulness": 64, "safety": 32},
+                    "num_held_out_prompts": {Domain.helpfulness: 64, Domain.safety: 32},
                 }
             ),
             "evaluate": base.evaluate.model_copy(update={"num_prompts": scale.test_prompts}),
@@ -137,7 +138,7 @@ def dialogue_recipe(scale: Scale, seed: int) -> Recipe:
             "product": "paper",
             "seed": seed,
             "sample_pairs": base.sample_pairs.model_copy(
-                update={"num_prompts": scale.later_weeks | {"safety": 400}}
+                update={"num_prompts": scale.later_weeks | {Domain.safety: 400}}
             ),
             "ghost_attention": base.ghost_attention.model_copy(
                 update={"num_prompts": scale.ghost_attention}

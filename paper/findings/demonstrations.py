@@ -60,7 +60,7 @@ def both_domains(lab: Lab, model: ArtifactRef, **changes: Any) -> dict[Domain, g
 
 def safety_data(lab: Lab) -> Estimates:
     """Rejection sampling of V1 with more and more safety prompts, up to the paper's proportion."""
-    num_safety = lab.scale.rejection_sampling["helpfulness"] / HELPFUL_TO_SAFE
+    num_safety = lab.scale.rejection_sampling[Domain.helpfulness] / HELPFUL_TO_SAFE
     scores = {
         f"{share:.0%}": both_domains(
             lab,
@@ -79,7 +79,8 @@ def safety_data(lab: Lab) -> Estimates:
 
 def with_safety_prompts(lab: Lab, count: int) -> ArtifactRef:
     """V1's model when only so many safety prompts are sampled."""
-    counts = {"helpfulness": lab.scale.rejection_sampling["helpfulness"], "safety": count}
+    helpful = lab.scale.rejection_sampling[Domain.helpfulness]
+    counts = {Domain.helpfulness: helpful, Domain.safety: count}
     return lab.varied(1, "rejection_sampling", num_prompts=counts).outputs["model"]
 
 

@@ -13,7 +13,7 @@ from paper.findings.demonstrations import HELD, levels
 from paper.lab import Lab
 from stages.models.retention import RETENTION
 
-NUM_PROMPTS = {"helpfulness": 24, "safety": 12}
+NUM_PROMPTS = {Domain.helpfulness: 24, Domain.safety: 12}
 """The evaluation's other part, which is not read here."""
 
 

@@ -110,8 +110,8 @@ def gate(lab: Lab) -> Estimates:
     common = {
         "policy": lab.sft,
         "prompts": untagged,
-        "num_prompts": {"helpfulness": 6_000},
-        "num_held_out_prompts": {"helpfulness": 64},
+        "num_prompts": {Domain.helpfulness: 6_000},
+        "num_held_out_prompts": {Domain.helpfulness: 64},
         "learning_rate": FAST,
         "helpfulness_rm": helpful_only,
     }

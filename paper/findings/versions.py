@@ -101,7 +101,7 @@ def iteration(
         policy=policy,
         start_from=lab.output(0, "pretrain"),
         earlier_samples=earlier,
-        num_prompts={"helpfulness": lab.scale.rejection_sampling["helpfulness"]},
+        num_prompts={Domain.helpfulness: lab.scale.rejection_sampling[Domain.helpfulness]},
         num_samples=4,
         finetuning=tuning.model_copy(update={"num_epochs": FORGETTING_EPOCHS}),
     )
@@ -121,7 +121,7 @@ def later_iterations(
 
 def verse_scores(lab: Lab, model: ArtifactRef) -> gold.ByPrompt:
     """Gold scores on held-out verse prompts."""
-    rows = gold.answers(lab, model, num_prompts={"helpfulness": 2_000}, **only_verse(lab))
+    rows = gold.answers(lab, model, num_prompts={Domain.helpfulness: 2_000}, **only_verse(lab))
     return gold.by_prompt(rows, Domain.helpfulness)
 
 

@@ -17,6 +17,8 @@ from stages.runtime.launcher import Launch, error_in_log, kill_in_log, run_launc
 from stages.runtime.stopping import Stopped
 
 LOG = logging.getLogger(__name__)
+_UNTIL_HEARD_SECONDS = 60.0
+"""Pause before a stage of this process is told again that its time is up."""
 
 
 def run_attempts(
@@ -72,7 +74,8 @@ def time_limit(name: str, launch: Launch) -> Iterator[None]:
         raise _timed_out(name, launch)
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, launch.timeout_seconds)
+    # Again and again: an exception that meets a destructor is lost.
+    signal.setitimer(signal.ITIMER_REAL, launch.timeout_seconds, _UNTIL_HEARD_SECONDS)
     try:
         yield
     finally:

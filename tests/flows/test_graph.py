@@ -111,7 +111,7 @@ def test_reward_models_start_from_the_chat_model_or_go_on() -> None:
 
 
 def test_a_student_learns_every_versions_bag() -> None:
-    student = ["student.pretrain.model.dim=16", "student.distillation.num_epochs=1"]
+    student = ["student.pretrain.model.dim=64", "student.distillation.num_epochs=1"]
     recipe = load_recipe("demo", student)
     assert names(recipe, 0)[-1] == "pretrain-student"
     node = node_of(recipe, 4, "distillation")

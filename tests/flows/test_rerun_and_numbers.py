@@ -227,8 +227,9 @@ def test_a_retry_does_not_make_again_what_its_run_has_made(
 def test_the_form_offers_every_node():
     from flows.rerun import StageName
 
-    everything = ["student.pretrain.model.dim=16", "gatt_from_version=2"]
+    everything = ["student.pretrain.model.dim=64", "gatt_from_version=2"]
     everything.append("safety_distillation_from_version=2")
+    everything += [f"{s}.max_new_tokens=40" for s in ("ghost_attention", "safety_distillation")]
     recipes = [load_recipe("real"), load_recipe("demo", everything)]
     known = {node.id.name for recipe in recipes for node in nodes(recipe)}
     assert {stage.value for stage in StageName} == known

@@ -1,20 +1,21 @@
 """Sizes at which every finding runs in seconds. Its numbers are noise; that it runs is the test."""
 
+from data_contracts.ratings import Domain
 from paper.scale import Scale
 
 TINY = Scale(
     seeds=(1,),
-    first_week={"helpfulness": 60, "safety": 40},
-    later_weeks={"helpfulness": 24, "safety": 16},
-    rejection_sampling={"helpfulness": 12, "safety": 8},
+    first_week={Domain.helpfulness: 60, Domain.safety: 40},
+    later_weeks={Domain.helpfulness: 24, Domain.safety: 16},
+    rejection_sampling={Domain.helpfulness: 12, Domain.safety: 8},
     num_samples=2,
     ppo_iterations=2,
     ppo_batch=16,
-    test_prompts={"helpfulness": 16, "safety": 12},
+    test_prompts={Domain.helpfulness: 16, Domain.safety: 12},
     test_answers=2,
-    sweep_prompts={"helpfulness": 4},
+    sweep_prompts={Domain.helpfulness: 4},
     sweep_samples=16,
-    ghost_attention={"helpfulness": 24},
+    ghost_attention={Domain.helpfulness: 24},
     distilled_prompts=12,
     changes={
         "world": {
@@ -43,7 +44,7 @@ TINY = Scale(
             "micro_batch_size": 8,
             "num_value_warmup_iterations": 1,
             "evaluate_every": 1,
-            "num_held_out_prompts": {"helpfulness": 8, "safety": 8},
+            "num_held_out_prompts": {Domain.helpfulness: 8, Domain.safety: 8},
         },
     },
 )

@@ -1,6 +1,8 @@
 """A stage that is asked to stop, that crashes and is tried again, that takes too long, that wants
 a GPU which another has. What is resumed is bit by bit what would have been."""
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from data_contracts.artifacts import hash_file
 from data_contracts.errors import UserError
 from data_contracts.keys import stage_key
 from data_contracts.store import Store
-from stages.runtime import stopping
+from stages.runtime import launched, stopping
 from stages.runtime.attempts import StageFailed
 from stages.runtime.checkpoints import checkpoint_folders, fault_of_checkpoint
 from stages.runtime.gpus import LOCKS_VARIABLE, reserved
@@ -92,7 +94,28 @@ def ask_when_there(work: Path) -> None:
     stopping.ask(work)
 
 
+class Swallows:
+    """As DeepSpeed's engine does when it is deleted."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(StageFailed):
+            time.sleep(1)
+
+
+def test_a_limit_that_is_swallowed_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launched, "_UNTIL_HEARD_SECONDS", 0.1)
+
+    def work() -> None:
+        with launched.time_limit("toy", Launch(timeout_seconds=0.1)):
+            Swallows()
+            time.sleep(10)
+
+    with pytest.raises(StageFailed, match="after its limit"):
+        work()
+
+
 def test_a_stage_here_ends_after_its_limit(store: Store) -> None:
+    gc.collect()  # what earlier tests have left is not to be deleted while the limit ends
     with pytest.raises(StageFailed, match=r"at work after its limit of 0\.5 s.*timeout_minutes"):
         run_stage(STAGE, Config(pause=0.3), store, launch=Launch(timeout_seconds=0.5))
 
