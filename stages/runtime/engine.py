@@ -85,13 +85,14 @@ class Engine:
         settings: EngineSettings,
         rank: Rank,
     ) -> None:
-        gc.collect()  # DeepSpeed's engines hold themselves: an earlier model would stand beside it
         self.num_steps = 0
         self.last_step = StepStats(0.0, 0.0, 0)
         self._schedule = schedule
         self._rank = rank
         self._clipping = optimizer.gradient_clipping
         self._stage = effective_stage(settings, rank)
+        if self._stage == 3:
+            gc.collect()  # DeepSpeed's engines hold themselves, and there is no room for them
         self._skipped = SkippedSteps(settings, rank)
         set_activation_checkpointing(module, settings.activation_checkpointing)
         self._blueprint = on_meta(module) if self._stage == 3 else None

@@ -2,7 +2,6 @@
 a GPU which another has. What is resumed is bit by bit what would have been."""
 
 import contextlib
-import gc
 import os
 import subprocess
 import sys
@@ -115,7 +114,6 @@ def test_a_limit_that_is_swallowed_is_told_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_stage_here_ends_after_its_limit(store: Store) -> None:
-    gc.collect()  # what earlier tests have left is not to be deleted while the limit ends
     with pytest.raises(StageFailed, match=r"at work after its limit of 0\.5 s.*timeout_minutes"):
         run_stage(STAGE, Config(pause=0.3), store, launch=Launch(timeout_seconds=0.5))
 
