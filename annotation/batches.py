@@ -32,7 +32,7 @@ from annotation.storage.schema import (
 from annotation.work_queue import is_uncorrected, new_slot
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
-from data_contracts.splits import split_of
+from data_contracts.splits import opening, split_of
 
 T = TypeVar("T")
 
@@ -315,14 +315,13 @@ def _preference_row(entry: Entry, week: int, test_fraction: float) -> dict[str, 
     chosen, rejected = item.response_a, item.response_b
     if entry.pick == Pick.b:
         chosen, rejected = rejected, chosen
-    opening = next(m["content"] for m in item.messages if m["role"] == "user")
     return {
         "preference_id": f"{item.comparison_id}-{_origin(entry)}",
         "prompt_id": item.prompt_id,
         "domain": item.domain,
         "source": "annotation",
         "batch": week,
-        "split": split_of(opening, test_fraction, salt="preferences"),
+        "split": split_of(opening(item.messages), test_fraction, salt="preferences"),
         "annotator": entry.user.pseudonym,
         "category": item.category,
         "messages": item.messages,

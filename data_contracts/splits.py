@@ -6,6 +6,8 @@ it and every table that repeats it lands where the prompt itself does.
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data_contracts.errors import UserError
 from data_contracts.ratings import Split
@@ -32,6 +34,11 @@ def split_of(
     if position < test_fraction + validation_fraction:
         return Split.validation
     return Split.train
+
+
+def opening(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The first user message of a dialogue, on which its side depends."""
+    return next(message["content"] for message in messages if message["role"] == "user")
 
 
 def normalised(text: str) -> str:

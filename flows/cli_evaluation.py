@@ -220,7 +220,7 @@ def _keep_and_show(
 ) -> None:
     from flows.judgements import keep
 
-    name = keep(opened(where)[0], judgement, rows)
+    name = keep(opened(where)[0], judgement)
     if as_json:
         summaries = [asdict(row) for row in rows]
         print_json({"name": name, "counts": judgement.counts, "summaries": summaries})

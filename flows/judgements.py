@@ -101,7 +101,7 @@ def judged(
     return judgement, found
 
 
-def keep(store: Store, judgement: Judgement, rows: Sequence[Summary]) -> str:
+def keep(store: Store, judgement: Judgement) -> str:
     """Write a judgement into the home, in place of what the judge has said of the same versions
     and domains before. Raises UserError as `check_judge` does."""
     check_judge(store, judgement.judge, judgement.kind)
@@ -147,11 +147,7 @@ def _both(count: str) -> Callable[[float, float], float]:
 def read_judgements(store: Store) -> list[Judgement]:
     """Every judgement of a home, by name. Raises StoreError for a damaged file."""
     names = [name for name in store.names(FOLDER) if name.endswith(".json")]
-    return [
-        _parsed(store, name, Judgement.model_validate_json)
-        for name in names
-        if store.read(f"{FOLDER}/{name}") is not None
-    ]
+    return [_parsed(store, name, Judgement.model_validate_json) for name in names]
 
 
 def read_win_rates(store: Store) -> list[dict[str, Any]]:

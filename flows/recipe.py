@@ -5,17 +5,15 @@ differs. A file may begin with `extends: NAME`, or the path of a file from its o
 `--set a.b=c` changes one value of either.
 """
 
-import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     PositiveInt,
     ValidationError,
@@ -27,6 +25,7 @@ import stages
 from data_contracts.base import Contract
 from data_contracts.errors import UserError
 from flows.consistency import contradictions
+from flows.recipe_keys import problem
 from flows.sources import with_unknown_digests
 from stages.collect_preferences import CollectPreferencesSettings
 from stages.distillation import DistillationSettings
@@ -344,7 +343,7 @@ def validated(values: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(dict(e)) for e in error.errors(include_url=False)]
+        problems = [problem(dict(e), Recipe) for e in error.errors(include_url=False)]
         shown = "; ".join(problems[:_MOST_PROBLEMS_SHOWN])
         hidden = len(problems) - _MOST_PROBLEMS_SHOWN
         more = f"; and {hidden} more" if hidden > 0 else ""
@@ -355,48 +354,6 @@ def validated(values: dict[str, Any], source: str) -> Recipe:
         ) from error
 
 
-def settings_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a recipe."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for inner in _models_in(field.annotation):
-            yield from settings_keys(inner, f"{prefix}{name}.")
-
-
-def _problem(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(key)}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if error["type"] in ("missing", "value_error"):
-        return f"{key or 'the recipe'}: {message}"
-    return f"{key}: {message}, not {_short(error['input'])}"
-
-
-def _did_you_mean(key: str) -> str:
-    known = list(settings_keys())
-    parent, _, leaf = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    for candidates, wanted in (
-        (siblings, key),
-        ([k for k in known if k.rpartition(".")[2] == leaf], leaf),
-        (known, key),
-    ):
-        near = difflib.get_close_matches(wanted, candidates, n=1, cutoff=0.6)
-        if near or (wanted == leaf and candidates):
-            return f" (did you mean {(near or candidates)[0]}?)"
-    return ""
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif not isinstance(annotation, type):
-        for argument in get_args(annotation):
-            yield from _models_in(argument)
-
-
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(keys):
         value = {key: value}
@@ -405,11 +362,6 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 def _flat(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 class _Loader(yaml.SafeLoader):

@@ -20,7 +20,7 @@ from data_contracts.base import Contract, StageConfig
 from data_contracts.errors import UserError
 from data_contracts.parquet import read_table
 from data_contracts.ratings import Domain, Split
-from data_contracts.splits import split_of
+from data_contracts.splits import opening, split_of
 from data_contracts.tables import PREFERENCES
 from stages.importers.user_file import UserFile
 from stages.models.batches import shuffled
@@ -125,8 +125,7 @@ def preference(labelled: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _split(messages: list[dict[str, Any]], config: Config) -> Split:
-    opening = next(m["content"] for m in messages if m["role"] == "user")
-    return split_of(opening, config.test_fraction, salt="preferences")
+    return split_of(opening(messages), config.test_fraction, salt="preferences")
 
 
 def delivered(config: Config, delivery: pa.Table) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from data_contracts.base import Contract, StageConfig
 from data_contracts.parquet import write_table
 from data_contracts.ratings import Domain, Split
-from data_contracts.splits import normalised, split_of
+from data_contracts.splits import normalised, opening, split_of
 from data_contracts.tables import CONTRACTS, TableContract
 from stages.importers.reading import EmptyTextError, Record
 from stages.importers.rows import Demonstration, Document, Message, Preference, Prompt
@@ -214,7 +214,7 @@ class Ingestion:
                     yield source, record, row
 
     def _split(self, messages: list[Message]) -> Split:
-        question = _first_question(messages)
+        question = opening(messages)
         given = self._given_splits.get(normalised(question)) if self._given_splits else None
         return given or split_of(
             question, self._config.test_fraction, self._config.validation_fraction
@@ -225,7 +225,7 @@ class Ingestion:
         given: dict[str, Split] = {}
         for _, record, row in self._given_prompts:
             if row.split is not None:
-                key = normalised(_first_question(row.messages))
+                key = normalised(opening(row.messages))
                 if given.setdefault(key, Split(row.split)) != row.split:
                     problem = "puts a prompt on another side than an earlier row"
                     raise record.error("split", problem, "Give both rows the same split")
@@ -273,10 +273,6 @@ def _domain(source: Source, record: Record, given: str | None) -> Domain:
         remedy = f"Add it to the row, or set domain on source {source.name}"
         raise record.error("domain", "is missing", remedy)
     return source.domain
-
-
-def _first_question(messages: list[Message]) -> str:
-    return next(message["content"] for message in messages if message["role"] == "user")
 
 
 def _batches(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

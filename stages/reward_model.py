@@ -19,6 +19,7 @@ from data_contracts.base import StageConfig
 from data_contracts.errors import UserError
 from data_contracts.ratings import MARGINS, Domain
 from data_contracts.splits import normalised as normalised_text
+from data_contracts.splits import opening
 from kernels.attention import Documents
 from kernels.heads import RewardModel
 from kernels.losses import ranking_loss, safety_auxiliary_loss
@@ -182,9 +183,9 @@ def mixture(
     a pool that is too small is used up. What either side holds out, neither side trains on: weekly
     batches and open-source data are split apart, and may share prompts.
     """
-    held_out = {opening(row) for row in own + open_source if row["split"] != "train"}
+    held_out = {question(row) for row in own + open_source if row["split"] != "train"}
     own, open_train = (
-        [row for row in rows if row["split"] == "train" and opening(row) not in held_out]
+        [row for row in rows if row["split"] == "train" and question(row) not in held_out]
         for rows in (own, open_source)
     )
     if config.domain is Domain.helpfulness:
@@ -200,9 +201,9 @@ def mixture(
     return core + [pool[i] for i in drawn]
 
 
-def opening(row: dict[str, Any]) -> str:
-    """The first question of a row's dialogue as the split rule sees it."""
-    return normalised_text(next(m["content"] for m in row["messages"] if m["role"] == "user"))
+def question(row: dict[str, Any]) -> str:
+    """The opening of a row's dialogue as the split rule sees it."""
+    return normalised_text(opening(row["messages"]))
 
 
 def newest_with_replay(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def write_sheets(
             f"{there} is there already, and may hold a rater's work", "Give another --output"
         )
     for place in (folder, key_file.parent):
-        if (found := existing(place.absolute())).is_file():
+        if (found := existing(place)).is_file():
             raise UserError(f"{found} is a file and no folder", "Give another --output or --key")
     asked = [pair for pair in pairs if not pair.is_identical]
     if not asked:

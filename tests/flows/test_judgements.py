@@ -24,8 +24,8 @@ def say(
 
 def say_of(store: Store, domain: str, judge: str, kind: str, degree: int, **counts) -> Judgement:
     ratings = [Rating(f"p{i}", domain, "ann", degree) for i in range(3)]
-    found, rows = judged(ratings, "v2", "v1", judge, kind, {"ratings": 3, **counts})
-    name = keep(store, found, rows)
+    found, _ = judged(ratings, "v2", "v1", judge, kind, {"ratings": 3, **counts})
+    name = keep(store, found)
     return next(j for j in read_judgements(store) if j.name == name)
 
 

@@ -36,7 +36,8 @@ def judged_home(home: Path, tmp_path: Path) -> Path:
         for rater in ("ann", "bob")
     ]
     for judge, kind in (("people", "people"), (HOSTILE, "model")):
-        keep(store, *judged(ratings, "v2", "sft", judge, kind, {"ratings": 8, "cost": 0.25}))
+        found, _ = judged(ratings, "v2", "sft", judge, kind, {"ratings": 8, "cost": 0.25})
+        keep(store, found)
     return own
 
 
