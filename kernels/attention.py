@@ -1,9 +1,9 @@
 """Causal self-attention over documents laid end to end, with nothing leaking between them.
 
 On CUDA in half precision this is PyTorch's own variable-length kernel. Elsewhere documents of like
-length are right-padded into one causal `scaled_dot_product_attention` call: a causal row never sees
-what stands to its right, so the padding needs no mask (a dense mask costs 5 times as much at eight
-documents). Long documents on the CPU go through `causal_tiles`.
+length are right-padded into one causal call, of `causal_blocks` on the CPU and of
+`scaled_dot_product_attention` else: a causal row never sees what stands to its right, so the
+padding needs no mask (a dense mask costs 5 times as much at eight documents).
 
 Legend: T tokens, N documents, H heads, KV key-value heads, D head dimension, S padded rows.
 """
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from kernels.causal_tiles import tiled_attention, worth_tiling
+from kernels.causal_blocks import blocked_attention, worth_blocks
 from kernels.rope import positions_within
 
 _STEP = 16
@@ -136,11 +136,11 @@ def _bucketed_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Buckets) -> Te
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention within each document of a bucket: q (N, H, L, D), k and v (N, KV, L, D)."""
     groups = q.shape[1] // k.shape[1]
-    if not worth_tiling(q):
+    if not worth_blocks(q):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    return tiled_attention(q, k, v)
+    return blocked_attention(q, k, v)
 
 
 def _pad(x: Tensor, buckets: Buckets) -> Tensor:

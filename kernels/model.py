@@ -26,6 +26,7 @@ from kernels.cross_entropy import (
     measured_logprobs,
 )
 from kernels.pointwise import rms_norm, swiglu
+from kernels.products import linear
 from kernels.rope import rotate, rotation_table
 
 INIT_STD = 0.02
@@ -103,7 +104,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         """Multiply by the weight [O, I]."""
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class Embedding(nn.Module):
@@ -272,7 +273,7 @@ class OutputHead(nn.Module):
     ) -> Float[Tensor, ""] | TokenLogprobs | Float[Tensor, " R"] | Float[Tensor, "R V"]:
         """What `CausalLM.forward` says of the mode; without targets, the logits. All in fp32."""
         if targets is None:
-            return F.linear(hidden, self.weight).float()
+            return linear(hidden, self.weight).float()
         if mode == "loss":
             return linear_cross_entropy_sum(hidden, self.weight, targets)
         if mode == "measure":

@@ -16,9 +16,21 @@ from kernels.cross_entropy import (
 )
 
 
-@pytest.fixture(params=[1, 5 * 37, 10**9], ids=["row by row", "5 rows", "one chunk"])
+@pytest.fixture(params=[1, 5, 10**9], ids=["row by row", "5 rows", "one chunk"])
 def _chunk(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", request.param)
+    _take_rows_at_a_time(monkeypatch, request.param)
+
+
+def _take_rows_at_a_time(monkeypatch, num_rows):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", 1)
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ROWS_CPU", num_rows)
+
+
+@pytest.mark.parametrize(("vocab", "rows"), [(4096, 1024), (16_384, 256), (32_000, 256)])
+def test_a_chunk_stays_in_the_cache_but_never_has_few_rows(vocab, rows):
+    """Every chunk reads and writes the weight gradient once."""
+    chunks = cross_entropy._chunks(torch.empty(2048, 1), torch.empty(vocab, 1))
+    assert [c.stop - c.start for c in chunks] == [rows] * (2048 // rows)
 
 
 def _inputs(rows=23, dim=16, vocab=37, dtype=torch.float32, seed=0, scale=1.0):
@@ -100,7 +112,7 @@ def test_sum_in_float64_has_the_gradient_of_finite_differences():
 
 
 def test_bf16_is_no_worse_than_the_reference_that_upcasts_logits(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", 16 * 500)
+    _take_rows_at_a_time(monkeypatch, 16)
     hidden, weight, targets = _inputs(256, 64, 500, torch.bfloat16)
     exact_hidden, exact_weight = _in_float64(hidden, weight)
     exact = F.cross_entropy(exact_hidden @ exact_weight.T, targets, reduction="sum")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flows.capacity import memory
 from flows.capacity.memory import MicroBatch
 from kernels.attention import Documents
+from kernels.cross_entropy import CHUNK_ELEMENTS_CUDA
 from kernels.decoding import prefill
 from kernels.generation import Sampling, generate
 from kernels.heads import ScoreHead, ValueModel
@@ -33,6 +34,13 @@ PEAK = 0.1
 def _only_what_the_test_makes() -> Iterator[None]:
     with nothing_before():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is planned are GPUs: attention keeps no probabilities there, and a chunk is large."""
+    monkeypatch.setattr("kernels.attention.worth_blocks", lambda _: False)
+    monkeypatch.setattr("kernels.cross_entropy._CHUNK_ROWS_CPU", CHUNK_ELEMENTS_CUDA)
 
 
 @dataclass

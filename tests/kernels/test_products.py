@@ -1,0 +1,138 @@
+"""Matrix products by oneDNN against float64, and who takes which."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import products
+from kernels.products import add_weight_gradient_, linear, product, weight_gradient
+
+needs_onednn = pytest.mark.skipif(
+    not products._is_here(), reason="this processor has no AVX-512: MKL takes every product"
+)
+SHAPES = [(5, 3, 7), (64, 48, 16), (33, 16, 48), (1, 8, 4)]
+"""Rows, inner and outer side of a weight; the last two wider and narrower than the input."""
+
+
+@pytest.fixture
+def _always_onednn(monkeypatch):
+    monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(products, "FEWEST_OF_A_STEP", 0)
+
+
+def _tensors(rows, inner, outer, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, inner), (outer, inner), (rows, outer)
+    return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+
+
+def _close(found, expected):
+    assert found.shape == expected.shape
+    assert (found.double() - expected).norm() < 1e-6 * expected.norm()
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)], ids=str)
+def test_values_and_gradients_are_those_of_float64(shape, wants):
+    x, weight, grad = _tensors(*shape)
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    x.requires_grad_(wants[0])
+    weight.requires_grad_(wants[1])
+    found = linear(x, weight)
+    expected = F.linear(*exact)
+    _close(found, expected)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for ours, theirs, is_wanted in zip((x, weight), exact, wants, strict=True):
+        if is_wanted:
+            _close(ours.grad, theirs.grad)
+        else:
+            assert ours.grad is None
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+def test_rows_may_have_several_dimensions_and_any_strides():
+    x, weight, _ = _tensors(24, 8, 6)
+    folded = x.view(2, 12, 8).transpose(0, 1).requires_grad_()
+    found = linear(folded, weight)
+    _close(found, F.linear(folded.double(), weight.double()))
+    found.sum().backward()
+    _close(folded.grad, weight.double().sum(0).expand(12, 2, 8))
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_outside_of_autograd(shape):
+    x, weight, grad = _tensors(*shape)
+    out = torch.empty(len(x), len(weight))
+    assert product(x, weight.t(), out=out) is out
+    _close(out, x.double() @ weight.double().t())
+    expected = grad.double().t() @ x.double()
+    _close(weight_gradient(grad, x), expected)
+    total = torch.ones_like(weight)
+    add_weight_gradient_(total, grad, x)
+    _close(total, 1 + expected)
+
+
+@needs_onednn
+def test_no_bf16_in_between():
+    """1 + 2⁻²⁰ is a number of fp32 and of no shorter format."""
+    weight = torch.full((256, 512), 1 + 2.0**-20)
+    x = torch.eye(512)[:256]
+    assert products.worth_onednn(x, 256, 512, 256)
+    assert torch.equal(linear(x, weight), weight.t()[:256])
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(16, False), (32, True), (256, True), (257, False), (511, False)]
+)
+def test_a_decoding_step_has_a_lower_bar_than_a_batch(rows, expected):
+    """2²² multiplications up to 256 rows, 2²⁵ beyond."""
+    x = torch.empty(rows, 256)
+    assert products.worth_onednn(x, rows, 256, 512 if rows <= 256 else 255) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_only_fp32_is_taken(dtype):
+    x, weight, _ = _tensors(512, 512, 512, dtype)
+    assert not products.worth_onednn(x, 512, 512, 512)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_without_the_operator_pytorch_does_it(monkeypatch):
+    monkeypatch.setattr(products, "_is_here", lambda: False)
+    x, weight, _ = _tensors(512, 512, 512)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+def test_the_weight_is_read_anew_in_the_backward_pass():
+    """ZeRO-3 empties a parameter after the forward pass and fills another storage later."""
+    x, weight, grad = _tensors(5, 3, 7)
+    x.requires_grad_()
+    parameter = torch.nn.Parameter(weight.clone())
+    out = linear(x, parameter)
+    parameter.data = torch.empty(0)
+    parameter.data = weight.clone()
+    out.backward(grad)
+    _close(x.grad, grad.double() @ weight.double())
+    _close(parameter.grad, grad.double().t() @ x.detach().double())
+
+
+@needs_onednn
+def test_the_same_bits_each_time():
+    x, weight, _ = _tensors(4096, 128, 96)
+    weight.requires_grad_()
+    found = []
+    for _ in range(2):
+        weight.grad = None
+        out = linear(x, weight)
+        out.square().sum().backward()
+        found.append((out.detach(), weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
