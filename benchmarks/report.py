@@ -74,7 +74,7 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(
             f"Floor: {outcome.floor.flops / 1e6:.1f} MFLOP each ({outcome.floor.note}); "
             f"{outcome.first.name} runs at {outcome.share_of_peak:.0%} of the {peak:.0f} GFLOP/s "
-            "of a large matrix product"
+            "of a large matrix product in torch.mm"
         )
     return notes + ([outcome.remarks] if outcome.remarks else [])
 

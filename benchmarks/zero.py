@@ -21,6 +21,7 @@ from benchmarks.stage_work import seed_everything
 from benchmarks.turns import Turns
 from stages.models.batches import Example, collate
 from stages.runtime.engine import EngineSettings
+from stages.runtime.heap import keep_freed_memory
 from stages.runtime.modules import adamw
 from stages.runtime.settings import AdamSettings, OptimizerSettings
 
@@ -28,8 +29,9 @@ _NUM_RANKS = 2
 
 
 def plain_loop(turns: Turns, size: Size) -> None:
-    """One process, torch only, the kernels' model."""
+    """One process, torch only, the kernels' model; freed memory is kept, as the stages do."""
     seed_everything(0)
+    keep_freed_memory()
     model = policy(size.model)
     optimizer = adamw(
         model, OptimizerSettings(learning_rate=3e-4), AdamSettings(), 3e-4, fused=False

@@ -100,27 +100,38 @@ def test_reading_prompts_in_pieces_changes_nothing(model, monkeypatch):
     assert generate(model, prompts, Sampling(8), eos_id=EOS, seed=1).responses == expected.responses
 
 
+def trainers_logprobs(model, prompts, responses, temperature=1.0):
+    sequences = [p + r for p, r in zip(prompts, responses, strict=True)]
+    documents = Documents.of([len(s) for s in sequences])
+    starts = documents.cu_seqlens.tolist()
+    rows, targets = [], []
+    for start, prompt, response in zip(starts[:-1], prompts, responses, strict=True):
+        rows += range(start + len(prompt) - 1, start + len(prompt) + len(response) - 1)
+        targets += response
+    tokens = torch.tensor([t for s in sequences for t in s])
+    where = torch.tensor(rows), torch.tensor(targets)
+    return model(tokens, documents, *where, temperature, mode="logprobs").logprobs.detach()
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.9), (0.0, 1.0)])
 def test_logprobs_are_those_of_the_trainer(model, temperature, top_p):
     prompts = random_prompts(32)
     out = generate(model, prompts, Sampling(16, temperature, top_p), eos_id=EOS, seed=2)
-    sequences = [p + r for p, r in zip(prompts, out.responses, strict=True)]
-    documents = Documents.of([len(s) for s in sequences])
-    starts = documents.cu_seqlens.tolist()
-    rows, targets = [], []
-    for start, prompt, response in zip(starts[:-1], prompts, out.responses, strict=True):
-        rows += range(start + len(prompt) - 1, start + len(prompt) + len(response) - 1)
-        targets += response
-    expected = model(
-        torch.tensor([t for s in sequences for t in s]),
-        documents,
-        torch.tensor(rows),
-        torch.tensor(targets),
-        temperature or 1.0,
-        mode="logprobs",
-    ).logprobs
+    expected = trainers_logprobs(model, prompts, out.responses, temperature or 1.0)
     logprobs = torch.tensor([x for row in out.logprobs for x in row])
-    torch.testing.assert_close(logprobs, expected.detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortest", [3, 14], ids=["mixed prompts", "equal prompts"])
+def test_in_bf16_no_step_reads_a_column_that_is_not_written(model, shortest):
+    """A step reads 32 columns or all 59, of which it has written fewer."""
+    half = copy.deepcopy(model).bfloat16()
+    prompts = random_prompts(32, shortest)
+    out = generate(half, prompts, Sampling(45), eos_id=EOS, seed=3)
+    assert max(len(response) for response in out.responses) == 45
+    expected = trainers_logprobs(half, prompts, out.responses)
+    logprobs = torch.tensor([x for row in out.logprobs for x in row])
+    assert (logprobs - expected).abs().mean() < 0.1
 
 
 def test_bf16_weights_generate_and_give_fp32_logprobs(model):
