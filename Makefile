@@ -38,13 +38,13 @@ check: $(VENV)/.installed-dev  ## style, types and the layers of the packages
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-test: check  ## check, then the default tests, about 11 minutes on 2 cores
+test: check  ## check, then the default tests, 6 to 12 minutes on 2 cores
 	$(TESTS) -m "not slow and not gpu"
 
 traps: $(VENV)/.installed-dev  ## the published suite: what breaks RLHF code, and that it holds here
 	$(BIN)/pytest tests/traps -m "not slow" -q -r fE
 
-resume: $(VENV)/.installed  ## the resume matrix: every stage killed in every way, minutes
+resume: $(VENV)/.installed  ## the resume matrix: four training stages killed in eight ways, minutes
 	$(BIN)/python tests/traps/resuming/matrix.py
 
 drill: $(VENV)/.installed-dev  ## faults and operations against real servers, on SQLite and Postgres: a table

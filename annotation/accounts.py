@@ -82,7 +82,11 @@ def create_user(
 def change_user(
     session: Session, user_id: int, role: Role, is_active: bool, now: datetime, actor: User
 ) -> User:
-    """Give a user another role or state, and end their sessions; nobody demotes themselves."""
+    """Give a user another role or state; nobody demotes themselves.
+
+    Their sessions end, and the links that they made and nobody has used: else a former admin would
+    come back in by one.
+    """
     user = session.get(User, user_id)
     if user is None:
         raise NotThereError("There is no such user", "Go back to the list of users")
@@ -90,6 +94,8 @@ def change_user(
         raise RefusedError("You cannot change your own role or state", "Ask another admin to do it")
     user.role, user.is_active = role, is_active
     session.execute(delete(LoginSession).where(LoginSession.user_id == user.id))
+    unused = Invitation.created_by == user.id, Invitation.used_by.is_(None)
+    session.execute(delete(Invitation).where(*unused))
     state = "active" if is_active else "inactive"
     audit(session, now, actor.username, "change user", f"{user.username}: {role}, {state}")
     return user

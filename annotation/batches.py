@@ -85,8 +85,9 @@ def publish(
     """Put comparisons up for labelling; returns how many are new.
 
     Rows that are there already, in whichever week, stay as they are, so publishing again is safe:
-    what is delivered are the texts that were labelled. `gold` names the right choice by comparison
-    id: such an item checks annotators and is never delivered.
+    what is delivered are the texts that were labelled. New rows open a closed week again, until
+    the plan's deadline. `gold` names the right choice by comparison id: such an item checks
+    annotators and is never delivered.
     """
     batch = session.get(Batch, week)
     if batch is None:
@@ -107,6 +108,9 @@ def publish(
     first = session.scalar(select(func.max(Item.position)).where(Item.week == week)) or 0
     for position, row in enumerate(new, start=first + 1):
         session.add_all(_item_with_slots(batch, position, row, (gold or {})))
+    if new and batch.state == BatchState.closed:
+        batch.state, batch.deadline = BatchState.open, plan.deadline
+        session.add(_audit(now, "open again", f"batch {week}"))
     measure_queue(session)
     session.add(_audit(now, "publish", f"batch {week}, {len(new)} items"))
     return len(new)

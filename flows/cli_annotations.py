@@ -1,6 +1,7 @@
 """`rlhf annotations`: the page for annotators, and batches in and out of it."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,6 +52,15 @@ def _database(where: Places, url: str | None) -> "Database":
     from annotation.storage.database import home_database
 
     return home_database(where.local / "annotation", url)
+
+
+def _database_of_a_home(where: Places, url: str | None) -> "Database":
+    """For commands that begin nothing: a misspelt --home is no new home."""
+    from annotation.storage.database import DATABASE_VARIABLE
+
+    if not (url or os.environ.get(DATABASE_VARIABLE)) and not where.local.is_dir():
+        raise UserError(f"There is no home at {where.home}", "Name one with --home")
+    return _database(where, url)
 
 
 @app.command()
@@ -240,7 +250,7 @@ def export(
     where = places(home)
     if format_ != "preferences":
         wanted = format_named(format_)
-        with _database(where, database).reading() as session:
+        with _database_of_a_home(where, database).reading() as session:
             text = wanted.write(records(session, week))
         file = output or Path(f"batch-{week}.{_SUFFIXES[format_]}")
         write_durably(file, text.encode())
@@ -248,7 +258,8 @@ def export(
         return
     file = output or _awaited_file(where, week)
     held_out = _test_fraction(where) if test_fraction is None else test_fraction
-    count = deliver_labels(_database(where, database), week, file, held_out)
+    labels = _database_of_a_home(where, database)
+    count = deliver_labels(labels, week, file, held_out)
     typer.echo(f"{file}: {count} preferences")
 
 
@@ -312,7 +323,7 @@ def stats(
     from annotation.batches import all_delivered, delivered, preference_rows, progress, standing
     from annotation.consensus import agreement
 
-    with _database(places(home), database).reading() as session:
+    with _database_of_a_home(places(home), database).reading() as session:
         done = progress(session, week)
         labels = statistics.judgements(session, week)
         rows = preference_rows(delivered(session, week) + standing(session, week), week, 0.1)

@@ -4,6 +4,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,9 @@ def chat(
     """
     from kernels.generation import Sampling
 
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Bytes that are no UTF-8 come in under any locale, and `_check_encoding` tells of them.
+        sys.stdin.reconfigure(errors="surrogateescape")
     _check_encoding(system, "The system message")
     try:
         Sampling(max_tokens or 1, temperature, top_p)

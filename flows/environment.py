@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_contracts.durable import disk_error
+from data_contracts.errors import UserError
 
 HOME_VARIABLE = "RLHF_HOME"
 DEFAULT_HOME = "rlhf_home"
@@ -55,11 +56,20 @@ def places(home: str | None) -> Places:
     """The places of a home: --home, else RLHF_HOME, else ./rlhf_home."""
     chosen = home or os.environ.get(HOME_VARIABLE) or DEFAULT_HOME
     if "://" not in chosen:
-        return Places(chosen, Path(chosen).expanduser())
+        return Places(chosen, _expanded(chosen))
     if chosen.startswith("file://"):
         return Places(chosen, Path(chosen.removeprefix("file://")))
     # a bucket holds no databases
     return Places(chosen, Path(DEFAULT_HOME))
+
+
+def _expanded(home: str) -> Path:
+    try:
+        return Path(home).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{home} begins with no user of this machine", "Write the whole path of the home"
+        ) from None
 
 
 def prepare(where: Places) -> None:

@@ -16,6 +16,7 @@ from annotation.comparable import check_comparable
 from annotation.refusals import NotThereError
 from annotation.storage.database import Database, home_database
 from data_contracts.durable import sync_folder
+from data_contracts.errors import UserError
 from data_contracts.parquet import read_table, write_table
 from data_contracts.tables import COMPARISONS, PREFERENCES
 from flows.environment import Places
@@ -90,7 +91,11 @@ def deliver_labels(database: Database, week: int, file: Path, test_fraction: flo
     The rows are on the disk and checked before they count as delivered, and get their name only
     after that. Killed in between, there is no file, and doing it again writes the same rows; the
     other way round a file would hold labels that go out once more with the next week.
+
+    Raises UserError, with nothing delivered, when the file is a folder.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder", f"Give a file, such as {file / f'v{week}.parquet'}")
     staged = file.with_name(f".{file.name}.staged")
     with database.writing() as session:
         rows = preference_rows(deliver(session, week, datetime.now(UTC)), week, test_fraction)

@@ -30,8 +30,8 @@ from torch.autograd import Function
 _BLOCK = 96
 """Most queries at a time. With 64 the products are small, with 192 a quarter is masked out."""
 _LONGEST = 1024
-"""Most tokens of a document: at 8 heads their probabilities are 18 MB a layer in fp32. Beyond, the
-gain shrinks and the memory grows with the square."""
+"""Most tokens of a document. At 8 heads of 64 its probabilities are 18 MB a layer in fp32, three
+times its queries, keys and values; beyond, the gain shrinks and that grows with the square."""
 
 _FEWEST = 1024
 """Fewest queries of all heads and documents that are worth a dozen calls."""
@@ -70,14 +70,16 @@ class _BlockedAttention(Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         queries, keys = q.to(wide) * q.shape[2] ** -0.5, k.to(wide)
         output = torch.empty_like(q)
+        wants_gradients = any(ctx.needs_input_grad)
         kept = []
         for rows in blocks(q.shape[1]):
             scores = torch.bmm(queries[:, rows], keys[:, : rows.stop].transpose(1, 2))
             scores[:, :, rows].add_(_triangle(rows.stop - rows.start, wide))
             probabilities = scores.softmax(dim=-1).to(v.dtype)
             output[:, rows] = torch.bmm(probabilities, v[:, : rows.stop])
-            kept.append(probabilities)
-        if any(ctx.needs_input_grad):
+            if wants_gradients:
+                kept.append(probabilities)
+        if wants_gradients:
             ctx.save_for_backward(q, k, v, *kept)
         return output
 

@@ -27,6 +27,8 @@ FEWEST_OF_A_STEP = 2**22
 """The same for a decoding step: below, MKL is as fast."""
 _ROWS_OF_A_STEP = 256
 """Most rows that are taken for a decoding step."""
+_ELEMENTS_AT_A_TIME = 2**22
+"""Of a product that is added to something (16 MiB)."""
 
 
 def linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*rows O"]:
@@ -64,15 +66,20 @@ def weight_gradient(grad: Float[Tensor, "M O"], x: Float[Tensor, "M I"]) -> Floa
 def add_weight_gradient_(
     total: Float[Tensor, "O I"], grad: Float[Tensor, "M O"], x: Float[Tensor, "M I"]
 ) -> None:
-    """`total += grad.T @ x`."""
-    if worth_onednn(x, grad.shape[0], x.shape[1], grad.shape[1]):
-        total.add_(weight_gradient(grad, x))
-    else:
+    """`total += grad.T @ x`; beside the total, a few rows of the product exist at a time."""
+    if not worth_onednn(x, grad.shape[0], x.shape[1], grad.shape[1]):
         total.addmm_(grad.t(), x)
+        return
+    size = max(1, _ELEMENTS_AT_A_TIME // x.shape[1])
+    for rows, part in zip(total.split(size), grad.split(size, dim=1), strict=True):
+        rows.add_(weight_gradient(part, x))
 
 
 def worth_onednn(x: Tensor, num_rows: int, inner: int, outer: int) -> bool:
-    """Whether oneDNN takes a product of these sides, and is faster at it."""
+    """Whether oneDNN takes a product of these sides.
+
+    Twice as fast on AMD's processors with AVX-512, and as fast as MKL on Intel's.
+    """
     fewest = FEWEST_OF_A_STEP if num_rows <= _ROWS_OF_A_STEP else FEWEST_MULTIPLICATIONS
     is_single = x.device.type == "cpu" and x.dtype == torch.float32
     return is_single and num_rows * inner * outer >= fewest and _is_here()
@@ -95,14 +102,15 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        # The parameter itself, not a saved tensor: ZeRO-3 gathers it anew, at another address.
+        # The parameter itself: ZeRO-3 gathers it anew, and what activation checkpointing saves and
+        # makes again are tensors.
         ctx.weight = weight
         return _onednn(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (x,) = ctx.saved_tensors
-        grad = grad_outputs[0].flatten(0, -2)
+        grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         wants_x, wants_weight = ctx.needs_input_grad
         grad_x = product(grad, ctx.weight).view_as(x) if wants_x else None
-        return grad_x, weight_gradient(grad, x.flatten(0, -2)) if wants_weight else None
+        return grad_x, weight_gradient(grad, x.reshape(len(grad), -1)) if wants_weight else None

@@ -19,6 +19,7 @@ from stages.pretrain import ModelSettings, PretrainSettings
 from stages.rejection_sampling import RejectionSamplingSettings
 from stages.reward_model import RewardModelSettings
 from stages.safety_distillation import SafetyDistillationSettings
+from stages.sample_pairs import SamplePairsSettings
 from stages.sft import SftSettings
 from stages.tokenizer import TokenizerSettings
 
@@ -73,6 +74,8 @@ def recipe() -> Recipe:
             num_epochs=1,
             overlong="drop",
         ),
+        # preferences are imported here: for recipes that extend this one and ask annotators
+        sample_pairs=SamplePairsSettings(max_new_tokens=MAX_NEW_TOKENS, overlong="drop"),
         collect_preferences=CollectPreferencesSettings(method="imported", num_batches=NUM_BATCHES),
         # 0.5 in the paper, whose other pairs are mostly helpfulness: here all are about safety
         helpfulness_rm=reward_model().model_copy(update={"other_share": 0.3}),

@@ -14,9 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_contracts.base import Contract
-from data_contracts.durable import write_durably
+from data_contracts.durable import disk_error, write_durably
 from data_contracts.errors import UserError
-from data_contracts.locks import locked
+from data_contracts.locks import locked, owner_of
 from flows.environment import Places
 from flows.standing.addresses import Addresses
 
@@ -85,14 +85,14 @@ def read(where: Places) -> Standing | None:
 
 
 def is_held(where: Places) -> bool:
-    """Whether a living process keeps the servers of a home."""
-    if not _lock(where).exists():
-        return False
+    """Whether a living process keeps the servers of a home; reads alone, so anybody may ask.
+
+    Raises UserError when the lock may not be read.
+    """
     try:
-        with locked(_lock(where), "the servers", wait=False):
-            return False
-    except UserError:
-        return True
+        return owner_of(_lock(where)) is not None
+    except OSError as error:
+        raise disk_error("open the lock", _lock(where), error) from error
 
 
 def _lock(where: Places) -> Path:

@@ -281,7 +281,15 @@ def end(where: Places, patience_seconds: float) -> bool:
             f"The servers of {where.home} are kept by process {kept.pid} on {kept.host}",
             "Run `rlhf down` there",
         )
-    os.kill(kept.pid, signal.SIGTERM)
+    try:
+        os.kill(kept.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended by itself
+    except PermissionError:
+        raise UserError(
+            f"The servers of {where.home} are kept by process {kept.pid} of another user",
+            "Run `rlhf down` as that user",
+        ) from None
     deadline = time.monotonic() + patience_seconds
     while state.is_held(where):
         if time.monotonic() > deadline:

@@ -155,9 +155,9 @@ def registered_digests(where: Places) -> set[str]:
     prepare(where)
     from mlflow import MlflowClient
 
-    client = MlflowClient(where.mlflow, registry_uri=where.mlflow)
-    versions = all_pages(lambda token: client.search_model_versions(page_token=token))
     try:
+        client = MlflowClient(where.mlflow, registry_uri=where.mlflow)
+        versions = all_pages(lambda token: client.search_model_versions(page_token=token))
         return {v.tags[DIGEST_TAG] for v in versions if DIGEST_TAG in v.tags}
     except Exception as error:  # whatever MLflow, its HTTP client or its database raises
         raise UserError(

@@ -301,6 +301,18 @@ def test_who_is_locked_out_is_out_at_once(service, app):
     assert ann.log_in().status_code == 422
 
 
+def test_who_is_locked_out_does_not_come_back_by_a_link_of_their_own(service, app):
+    admin = browser(service, app, "adm", Role.admin)
+    other = browser(service, app, "oth", Role.admin)
+    kept = invitation_path(other.post("/admin/invitations", {"role": "admin"}).text)
+    left = invitation_path(admin.post("/admin/invitations", {"role": "lead"}).text)
+    with service.database.reading() as session:
+        user = session.scalars(select(User).where(User.username == "oth")).one()
+    admin.post(f"/admin/users/{user.id}", {"role": "annotator"})
+    assert Browser(app, "new").client.get(kept).status_code == 404
+    assert Browser(app, "new").client.get(left).status_code == 200
+
+
 def test_the_audit_log_names_who_did_what(service, app):
     admin = browser(service, app, "adm", Role.admin)
     lead = browser(service, app, "lea", Role.lead)

@@ -179,6 +179,7 @@ def test_an_invitation_is_printed(home):
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(home, words, message):
+    home.mkdir()
     result = rlhf(*words, home=home)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
@@ -251,3 +252,24 @@ def first_connection(port: int) -> http.client.HTTPConnection:
             time.sleep(0.1)
         else:
             return connection
+
+
+@pytest.mark.parametrize("command", ["stats", "export"])
+def test_a_misspelt_home_is_no_new_home(home, command):
+    result = rlhf(command, "--week", 1, home=home)
+    assert result.exit_code == 2
+    assert f"There is no home at {home}" in result.output.replace("\n", "")
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("folder", [".", "out"])
+def test_labels_are_not_delivered_to_a_folder(home, table, tmp_path, monkeypatch, folder):
+    """And the week stays open."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    done("publish", "--week", 1, "--comparisons", table, home=home)
+    result = rlhf("export", "--week", 1, "--output", folder, home=home)
+    assert result.exit_code == 2
+    assert f"{folder} is a folder. Give a file, such as" in result.output.replace("\n", " ")
+    figures = json.loads(done("stats", "--week", 1, "--json", home=home))
+    assert figures["progress"]["state"] == "open"

@@ -77,6 +77,18 @@ def test_late_labels_go_out_with_the_next_batch(service, app):
     assert delivered_rows(service, 1) == first  # again: the same rows
 
 
+def test_new_comparisons_open_a_closed_week_again(service, app):
+    publish_rows(service.database, comparisons(1))
+    ann = browser(service, app, "ann")
+    ann.label(ann.open())
+    assert len(delivered_rows(service, 1)) == 1
+    publish_rows(service.database, comparisons(1))
+    assert ann.open().slot_id is None  # nothing new: it stays closed
+    publish_rows(service.database, [comparison("forgotten")])
+    ann.label(ann.open())
+    assert len(delivered_rows(service, 1)) == 2
+
+
 def test_a_batch_that_is_opened_again_adds_to_its_delivery(service, app):
     publish_rows(service.database, comparisons(2))
     ann = browser(service, app, "ann")

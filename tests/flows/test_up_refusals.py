@@ -120,6 +120,40 @@ def test_a_file_left_by_a_kill_is_not_believed(tmp_path: Path):
     assert state.read(where) is None
 
 
+def test_who_may_only_read_a_home_sees_that_its_servers_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    where = places(str(tmp_path))
+    with state.standing(where, Addresses()):
+        left = (tmp_path / "servers.json").read_bytes()
+    (tmp_path / "servers.json").write_bytes(left)
+    opened = Path.open
+
+    def read_only(file: Path, mode: str = "r", **options: str) -> object:
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, mode, **options)  # pyright: ignore
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert state.read(where) is None
+    assert "No servers" in rlhf("down", "--home", str(tmp_path)).stdout
+
+
+def test_servers_of_another_user_are_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with state.standing(places(str(tmp_path)), Addresses()):
+        monkeypatch.setattr("flows.standing.up.os.kill", refused)
+        message = paragraph(rlhf("down", "--home", str(tmp_path)))
+    assert f"process {os.getpid()} of another user" in message
+
+
+def test_a_home_of_a_user_that_there_is_not():
+    message = paragraph(rlhf("fsck", "--home", "~nobody-of-this-name/home"))
+    assert "~nobody-of-this-name/home begins with no user of this machine" in message
+
+
 # A program that ignores TERM and starts another one that leaves its session.
 STUBBORN = """
 import signal, subprocess, sys, time

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -99,9 +100,23 @@ def test_the_same_bits_each_time():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_nothing_is_kept_where_nobody_wants_gradients():
-    q, k, v = (x.detach() for x in inputs(5))
-    assert blocked_attention(q, k, v).grad_fn is None
+@pytest.mark.parametrize(("wants_gradients", "most"), [(False, 1), (True, 4)])
+def test_probabilities_are_kept_for_gradients_alone(monkeypatch, wants_gradients, most):
+    """Of four blocks before the fifth, the last one is still in use."""
+    made, alive = [], []
+    softmax = torch.Tensor.softmax
+
+    def watched(scores, dim):
+        alive.append(sum(ref() is not None for ref in made))
+        probabilities = softmax(scores, dim=dim)
+        made.append(weakref.ref(probabilities))
+        return probabilities
+
+    monkeypatch.setattr(torch.Tensor, "softmax", watched)
+    with torch.set_grad_enabled(wants_gradients):
+        blocked_attention(*inputs(480))
+    assert len(alive) == 5
+    assert max(alive) == most
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -89,12 +89,49 @@ def test_no_bf16_in_between():
 
 @needs_onednn
 @pytest.mark.parametrize(
-    ("rows", "expected"), [(16, False), (32, True), (256, True), (257, False), (511, False)]
+    ("rows", "outer", "expected"),
+    [
+        (31, 512, False),
+        (32, 512, True),
+        (256, 64, True),
+        (257, 256, False),
+        (511, 256, False),
+        (512, 256, True),
+    ],
 )
-def test_a_decoding_step_has_a_lower_bar_than_a_batch(rows, expected):
+def test_a_decoding_step_has_a_lower_bar_than_a_batch(rows, outer, expected):
     """2²² multiplications up to 256 rows, 2²⁵ beyond."""
     x = torch.empty(rows, 256)
-    assert products.worth_onednn(x, rows, 256, 512 if rows <= 256 else 255) is expected
+    assert products.worth_onednn(x, rows, 256, outer) is expected
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+def test_a_sum_is_made_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(products, "_ELEMENTS_AT_A_TIME", 2 * 3)
+    x, weight, grad = _tensors(5, 3, 7)
+    sizes = []
+    made = products.weight_gradient
+    monkeypatch.setattr(
+        products, "weight_gradient", lambda g, x: sizes.append(g.shape[1]) or made(g, x)
+    )
+    total = torch.ones_like(weight)
+    add_weight_gradient_(total, grad, x)
+    assert sizes == [2, 2, 2, 1]
+    _close(total, 1 + grad.double().t() @ x.double())
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
+def test_one_row_may_be_a_vector():
+    x, weight, grad = _tensors(1, 3, 7)
+    x = x[0].requires_grad_()
+    weight.requires_grad_()
+    out = linear(x, weight)
+    assert out.shape == (7,)
+    out.backward(grad[0])
+    _close(x.grad, grad[0].double() @ weight.detach().double())
+    _close(weight.grad, torch.outer(grad[0], x.detach()).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -113,7 +150,8 @@ def test_without_the_operator_pytorch_does_it(monkeypatch):
 @needs_onednn
 @pytest.mark.usefixtures("_always_onednn")
 def test_the_weight_is_read_anew_in_the_backward_pass():
-    """ZeRO-3 empties a parameter after the forward pass and fills another storage later."""
+    """ZeRO-3 empties a parameter after the forward pass and fills another storage later; with
+    activation checkpointing, saved tensors are made again."""
     x, weight, grad = _tensors(5, 3, 7)
     x.requires_grad_()
     parameter = torch.nn.Parameter(weight.clone())

@@ -14,8 +14,8 @@ PAGE = """# What breaks RLHF code
 Twenty-four mistakes that RLHF code is known for. Hardly one of them raises an error. That each
 is not made here is shown by tests that drive the functions of the stages themselves, on two-layer
 models, against values computed by hand or by a plain twin in float64. Every file lists the bugs
-that were planted in the product, and against which it was seen to fail. `make traps` runs them
-all and prints this table with what holds.
+that were planted in the product, and against which it was seen to fail. `make traps` runs
+all but the slow cases of them and prints this table with what holds.
 
 | # | the trap | when it bites |
 | --- | --- | --- |

@@ -24,7 +24,7 @@ def piped(home: Path, text: str, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [RLHF, "chat", *arguments],
         input=text,
-        env=environment_of(home),
+        env=environment_of(home, PYTHONIOENCODING="utf-8:strict"),  # as in en_US.UTF-8
         capture_output=True,
         text=True,
         errors="surrogateescape",
