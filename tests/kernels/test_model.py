@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from kernels import causal_blocks, products
 from kernels.attention import Documents
 from kernels.model import CausalLM, ModelConfig
 
@@ -102,12 +103,39 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_activation_checkpointing_leaves_gradients_as_they_are():
+@pytest.fixture
+def _as_large(monkeypatch):
+    """No product and no attention is too small for oneDNN and for blocks of queries."""
+    monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(products, "FEWEST_OF_A_STEP", 0)
+    monkeypatch.setattr(causal_blocks, "_FEWEST", 0)
+
+
+def check_that_recomputing_changes_nothing():
     model = small_model()
     plain = gradients(model)
     model.backbone.activation_checkpointing = True
     recomputed = gradients(model)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_activation_checkpointing_leaves_gradients_as_they_are():
+    check_that_recomputing_changes_nothing()
+
+
+@pytest.mark.usefixtures("_as_large")
+def test_activation_checkpointing_leaves_the_gradients_of_large_batches():
+    check_that_recomputing_changes_nothing()
+
+
+def test_large_batches_have_the_gradients_of_small_ones(request):
+    model = small_model()
+    small = gradients(model)
+    request.getfixturevalue("_as_large")
+    large = gradients(model)
+    assert any(not torch.equal(small[name], large[name]) for name in small)
+    for name, gradient in large.items():
+        torch.testing.assert_close(gradient, small[name], rtol=1e-4, atol=1e-6)
 
 
 def test_initial_weights_have_their_spread_and_their_seed():

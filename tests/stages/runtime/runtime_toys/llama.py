@@ -1,9 +1,13 @@
 """The real model, small, on a batch of documents that splits over two ranks."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 
+from kernels import causal_blocks, products
 from kernels.attention import Documents
 from kernels.model import CausalLM, ModelConfig
 from runtime_toys.models import OPTIMIZER, SCHEDULE
@@ -11,13 +15,19 @@ from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine, EngineSettings
 
 CONFIG = ModelConfig(vocab_size=64, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_hidden=48)
-MODES = ("loss", "logprobs", "tied")
+MODES = ("loss", "logprobs", "tied", "large")
 LENGTHS = (5, 9, 7, 3)
 ROWS = sum(LENGTHS) - len(LENGTHS)
 
 
 def train_llama(rank: Rank, zero_stage: int, mode: str, num_steps: int = 5) -> list[float]:
-    """Losses over all ranks; documents go round the ranks, each of them is one micro-batch."""
+    """Losses over all ranks; documents go round the ranks, each of them is one micro-batch.
+
+    "large" is "loss" by the functions that take large batches on the CPU.
+    """
+    if mode == "large":
+        with as_large():
+            return train_llama(rank, zero_stage, "loss", num_steps)
     settings = EngineSettings.model_validate(
         {"zero_stage": zero_stage, "activation_checkpointing": mode == "loss"}
     )
@@ -35,6 +45,16 @@ def train_llama(rank: Rank, zero_stage: int, mode: str, num_steps: int = 5) -> l
         engine.step()
         losses.append(rank.sum(total))
     return losses
+
+
+@contextmanager
+def as_large() -> Iterator[None]:
+    """No product and no attention is too small for oneDNN and for blocks of queries."""
+    with (
+        patch.multiple(products, FEWEST_MULTIPLICATIONS=0, FEWEST_OF_A_STEP=0),
+        patch.multiple(causal_blocks, _FEWEST=0),
+    ):
+        yield
 
 
 def document_loss(engine: Engine, i: int, mode: str) -> torch.Tensor:
