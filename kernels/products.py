@@ -93,7 +93,14 @@ def _is_here() -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    operands = _dense(x), _dense(weight)
+    return torch.ops.mkldnn._linear_pointwise(*operands, None, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Rows or columns end to end: for some other strides oneDNN is a thousand times as slow."""
+    is_dense = matrix.is_contiguous() or (matrix.dim() == 2 and matrix.t().is_contiguous())
+    return matrix if is_dense else matrix.contiguous()
 
 
 class _Linear(Function):

@@ -123,6 +123,22 @@ def test_a_sum_is_made_a_few_rows_at_a_time(monkeypatch):
 
 @needs_onednn
 @pytest.mark.usefixtures("_always_onednn")
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(slice(1, 7), slice(2, 10)), (slice(None, None, 2), slice(0, 8))]
+)
+def test_slices_are_made_dense_first(monkeypatch, rows, columns):
+    """oneDNN's general code takes a thousand times as long as the code that it writes."""
+    wide = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    part, x = wide[rows, columns], torch.randn(6, 5)
+    seen = []
+    made = products._dense
+    monkeypatch.setattr(products, "_dense", lambda m: seen.append(made(m)) or seen[-1])
+    _close(weight_gradient(part, x), part.double().t() @ x.double())
+    assert all(m.is_contiguous() or m.t().is_contiguous() for m in seen)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_always_onednn")
 def test_one_row_may_be_a_vector():
     x, weight, grad = _tensors(1, 3, 7)
     x = x[0].requires_grad_()
