@@ -200,7 +200,7 @@ class World:
                 "split": "train" if i < num_train else "test",
                 "annotator": "a1",
                 "category": None,
-                "messages": [{"role": "user", "content": f"What of number {i}?"}],
+                "messages": [{"role": "user", "content": f"What of {name} number {i}?"}],
                 "chosen": TEXTS[i],
                 "rejected": TEXTS[-1 - i],
                 "rating": ("better", "slightly_better")[i % 2],
