@@ -36,6 +36,8 @@ from data_contracts.splits import opening, split_of
 
 T = TypeVar("T")
 
+_COMMAND_LINE = "command line"
+"""Actor in the audit log of what no user of the page did."""
 _IDS_A_QUERY = 900
 """SQLite before 3.32 takes 999 parameters."""
 
@@ -109,8 +111,8 @@ def publish(
     for position, row in enumerate(new, start=first + 1):
         session.add_all(_item_with_slots(batch, position, row, (gold or {})))
     if new and batch.state == BatchState.closed:
-        batch.state, batch.deadline = BatchState.open, plan.deadline
-        session.add(_audit(now, "open again", f"batch {week}"))
+        batch.deadline = plan.deadline
+        set_state(session, week, BatchState.open, now)
     measure_queue(session)
     session.add(_audit(now, "publish", f"batch {week}, {len(new)} items"))
     return len(new)
@@ -200,7 +202,9 @@ def _no_batch(week: int) -> NotThereError:
     return NotThereError(f"There is no batch {week}", "Publish it: rlhf annotations publish")
 
 
-def set_state(session: Session, week: int, state: BatchState, now: datetime, actor: str) -> None:
+def set_state(
+    session: Session, week: int, state: BatchState, now: datetime, actor: str = _COMMAND_LINE
+) -> None:
     """Close or re-open a batch."""
     get_batch(session, week).state = state
     session.add(_audit(now, f"batch {state}", f"batch {week}", actor))
@@ -360,5 +364,5 @@ def _edit_row(row: dict[str, Any], edited: str) -> dict[str, Any]:
     }
 
 
-def _audit(now: datetime, action: str, subject: str, actor: str = "command line") -> AuditEntry:
+def _audit(now: datetime, action: str, subject: str, actor: str = _COMMAND_LINE) -> AuditEntry:
     return AuditEntry(at=now, actor=actor, action=action, subject=subject)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_contracts.errors import UserError
-from flows.cli_options import HomeOption, JsonOption, opened, paragraphs, print_json
+from flows.cli_options import HomeOption, JsonOption, existing_home, opened, paragraphs, print_json
 from flows.environment import Places, places
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def _database(where: Places, url: str | None) -> "Database":
     return home_database(where.local / "annotation", url)
 
 
-def _database_of_a_home(where: Places, url: str | None) -> "Database":
+def _database_of_a_home(home: str | None, url: str | None) -> "Database":
     """For commands that begin nothing: a misspelt --home is no new home."""
     from annotation.storage.database import DATABASE_VARIABLE
 
-    if not (url or os.environ.get(DATABASE_VARIABLE)) and not where.local.is_dir():
-        raise UserError(f"There is no home at {where.home}", "Name one with --home")
-    return _database(where, url)
+    is_elsewhere = bool(url or os.environ.get(DATABASE_VARIABLE))
+    where = places(home)
+    return _database(where if is_elsewhere else existing_home(where), url)
 
 
 @app.command()
@@ -250,7 +250,7 @@ def export(
     where = places(home)
     if format_ != "preferences":
         wanted = format_named(format_)
-        with _database_of_a_home(where, database).reading() as session:
+        with _database_of_a_home(home, database).reading() as session:
             text = wanted.write(records(session, week))
         file = output or Path(f"batch-{week}.{_SUFFIXES[format_]}")
         write_durably(file, text.encode())
@@ -258,7 +258,7 @@ def export(
         return
     file = output or _awaited_file(where, week)
     held_out = _test_fraction(where) if test_fraction is None else test_fraction
-    labels = _database_of_a_home(where, database)
+    labels = _database_of_a_home(home, database)
     count = deliver_labels(labels, week, file, held_out)
     typer.echo(f"{file}: {count} preferences")
 
@@ -323,7 +323,7 @@ def stats(
     from annotation.batches import all_delivered, delivered, preference_rows, progress, standing
     from annotation.consensus import agreement
 
-    with _database_of_a_home(places(home), database).reading() as session:
+    with _database_of_a_home(home, database).reading() as session:
         done = progress(session, week)
         labels = statistics.judgements(session, week)
         rows = preference_rows(delivered(session, week) + standing(session, week), week, 0.1)

@@ -11,7 +11,7 @@ from data_contracts.errors import UserError
 from flows.cli_options import (
     HomeOption,
     JsonOption,
-    exists,
+    existing_home,
     opened,
     paragraphs,
     print_json,
@@ -105,7 +105,7 @@ def read(
     from annotation.evaluation.sheets import read_sheets
     from flows.judgements import check_judge, judged
 
-    where = _home(home)
+    where = existing_home(places(home))
     check_judge(opened(where)[0], judge, "people")
     made_with, reading = read_sheets(files, key)
     counts = {
@@ -151,7 +151,7 @@ def judge(
     from annotation.evaluation.outside_judge import JudgeSettings, judge_pairs
     from flows.judgements import check_judge, judged
 
-    where = _home(home)
+    where = existing_home(places(home))
     check_judge(opened(where)[0], model, "model")
     pairs = _pairs(where, version, against, num_prompts, domain)
     settings = JudgeSettings(
@@ -172,13 +172,6 @@ def judge(
     _keep_and_show(where, *result, as_json)
 
 
-def _home(home: str | None) -> Places:
-    where = places(home)
-    if not exists(where):
-        raise UserError(f"There is no home {where.home}", "Run `rlhf demo` first, or give --home")
-    return where
-
-
 def _pairs(
     where: Places, version: str | None, against: str, num_prompts: int | None, domain: str | None
 ) -> "list[Pair]":
@@ -190,7 +183,7 @@ def _pairs(
 
     if domain is not None and domain not in list(Domain):
         raise UserError(f"There is no domain {domain!r}", f"Use one of: {', '.join(Domain)}")
-    record = RunRecord(*opened(_home(where.home)))
+    record = RunRecord(*opened(existing_home(where)))
     if record.newest is None:
         raise UserError(f"The home {where.home} has no evaluation", "Run `rlhf run` to its end")
 

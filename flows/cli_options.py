@@ -172,6 +172,13 @@ def exists(where: Places) -> bool:
     return "://" in where.home or where.local.is_dir()
 
 
+def existing_home(where: Places) -> Places:
+    """The same places, for commands that begin no home. Raises UserError where there is none."""
+    if not exists(where):
+        raise UserError(f"There is no home at {where.home}", "Name one with --home")
+    return where
+
+
 def opened(where: Places) -> "tuple[Store, Ledger]":
     """The home's store and ledger; a local home is made when it is not there."""
     from data_contracts.ledger import Ledger

@@ -12,7 +12,15 @@ import typer
 from rich.table import Table
 
 from data_contracts.errors import UserError
-from flows.cli_options import HomeOption, JsonOption, opened, paragraphs, print_json, wide_console
+from flows.cli_options import (
+    HomeOption,
+    JsonOption,
+    existing_home,
+    opened,
+    paragraphs,
+    print_json,
+    wide_console,
+)
 from flows.environment import Places, places
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ def history(
     from flows.history import list_history
     from flows.node import version_label
 
-    rows = list_history(_store_of(places(home)), version, stage)
+    rows = list_history(opened(existing_home(places(home)))[0], version, stage)
     if as_json:
         print_json([row.as_json() for row in rows])
         return
@@ -206,7 +214,7 @@ def stop(
     """
     from stages.runtime import stopping
 
-    store = _store_of(places(home))
+    store = opened(existing_home(places(home)))[0]
     deadline = time.monotonic() + 60 * wait_minutes
     found: dict[str, str] = {}
     while at_work := _at_work(store):
@@ -246,7 +254,7 @@ def _at_rest(where: Places, changes_nothing: bool = False) -> "Iterator[Store]":
     """
     from flows.occupied import occupied
 
-    store = _store_of(where)
+    store = opened(existing_home(where))[0]
     with ExitStack() as held:
         is_locked = True
         try:
@@ -268,12 +276,6 @@ def _cannot_write(error: UserError) -> bool:
     """Whether a file could not be opened because nothing may be written there."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
-
-
-def _store_of(where: Places) -> "Store":
-    if "://" not in where.home and not where.local.is_dir():
-        raise UserError(f"There is no home at {where.home}", "Name one with --home")
-    return opened(where)[0]
 
 
 def _megabytes(num_bytes: int) -> str:
