@@ -64,8 +64,11 @@ bench: $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.12/.installed  ## speed again
 		$(BIN)/python -m benchmarks.$$name --save .bench/outcomes || exit $$?; done
 	$(BIN)/python -m benchmarks.report .bench/outcomes > benchmarks/RESULTS.md
 
-gpu:  ## the kernels on a GPU: right in bf16, how fast; needs a python3 with torch, triton, jaxtyping
+gpu:  ## on a GPU: kernels right in bf16, how fast, the traps that need one; needs torch, triton, jaxtyping
 	$(GPU_PYTHON) -m benchmarks.gpu --output gpu.json
+	@if $(GPU_PYTHON) -c "import pytest, deepspeed, pydantic" 2>/dev/null; then \
+		$(GPU_PYTHON) -m pytest -m gpu tests/kernels tests/traps -q -r fE; \
+	else echo "The tests marked gpu were not run: $(GPU_PYTHON) lacks this project's environment."; fi
 
 clean:  ## forget the environment and the demo's results
 	rm -rf $(VENV) .bench rlhf_home rlhf_paper report

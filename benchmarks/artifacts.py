@@ -1,5 +1,6 @@
 """What a stage reads from the store, made from random text: a tokenizer, models, tables."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,27 +21,27 @@ from stages.text.dialogue import render_prompt
 from stages.text.tokenizer import Tokenizer
 from stages.text.training import train_bpe
 
-_NUM_WORDS = 4000
-
 
 @cache
 def tokenizer(vocab_size: int) -> Tokenizer:
     """A SentencePiece vocabulary over made-up words."""
-    return Tokenizer.from_bytes(train_bpe(_texts(), vocab_size))
+    return Tokenizer.from_bytes(train_bpe(_texts(vocab_size), vocab_size))
 
 
-def _texts() -> Iterator[str]:
+def _texts(vocab_size: int) -> Iterator[str]:
+    """Text with enough words for such a vocabulary."""
     rng = np.random.default_rng(0)
+    num_words = max(4000, 2 * vocab_size)
     syllables = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
-    words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(_NUM_WORDS)]
-    shares = 1 / np.arange(1, _NUM_WORDS + 1)  # as words of a language: a few common, many rare
-    for _ in range(1000):
-        yield " ".join(rng.choice(words, 60, p=shares / shares.sum()))
+    words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(num_words)]
+    shares = 1 / np.arange(1, num_words + 1)  # as words of a language: a few common, many rare
+    for text in rng.choice(words, (num_words // 4, 60), p=shares / shares.sum()):
+        yield " ".join(text)
 
 
 def prompt_rows(count: int, num_tokens: int, vocab_size: int) -> list[dict[str, Any]]:
     """Rows of the prompts table whose rendering has exactly so many tokens."""
-    words = " ".join(_texts()).split()
+    words = " ".join(_texts(vocab_size)).split()
     rows = []
     for i in range(count):
         content = _of_length(words[i * num_tokens :], num_tokens, tokenizer(vocab_size))
@@ -59,15 +60,21 @@ def prompt_rows(count: int, num_tokens: int, vocab_size: int) -> list[dict[str, 
 
 def _of_length(words: list[str], num_tokens: int, vocabulary: Tokenizer) -> str:
     """Words, and in the end single letters, that render to exactly so many tokens."""
-    content = ""
-    for word in [*words[:num_tokens], *"aaaaaaaaaaaaaaaa"]:
-        longer = f"{content} {word}".strip()
-        messages = [{"role": "user", "content": longer}]
-        length = len(render_prompt(messages, vocabulary))
-        content = longer if length <= num_tokens else content
-        if length == num_tokens:
-            return content
-    raise AssertionError(f"no text renders to {num_tokens} tokens")
+
+    def length(content: str) -> int:
+        return len(render_prompt([{"role": "user", "content": content}], vocabulary))
+
+    fitting = bisect_right(
+        range(1, num_tokens + 1), num_tokens, key=lambda n: length(" ".join(words[:n]))
+    )
+    content = " ".join(words[:fitting])
+    for word in [*words[fitting:num_tokens], *"aaaaaaaaaaaaaaaa"]:
+        if length(content) == num_tokens:
+            break
+        if length(f"{content} {word}") <= num_tokens:
+            content = f"{content} {word}"
+    assert length(content) == num_tokens, f"no text renders to {num_tokens} tokens"
+    return content
 
 
 def publish_table(store: Store, name: str, rows: list[dict[str, Any]]) -> ArtifactRef:

@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
-from benchmarks.machine import Machine, describe
+from benchmarks.machine import Device, Machine, describe
 from benchmarks.outcome import Outcome, SideOutcome
 from benchmarks.report import text_of
 from benchmarks.shapes import Floor
@@ -35,6 +36,15 @@ class Benchmark:
     """Arithmetic that each unit costs at least."""
     remarks: str = ""
     """What a reader must know to judge the ratio; ends up in RESULTS.md."""
+    on_gpu: Any = None
+    """The work of a race on a GPU, in bf16; None where there is none. Targets are for the CPU."""
+
+    def raced_on(self, device: Device) -> "Benchmark | None":
+        """This benchmark as it is run on such a device."""
+        if device == "cpu" or self.on_gpu is None:
+            return self if device == "cpu" else None
+        sides = tuple(replace(side, target=None) for side in self.sides)
+        return replace(self, size=self.on_gpu, sides=sides)
 
     def problems(self, peers: Path) -> list[str]:
         """A paragraph for each peer that is not installed."""
@@ -50,6 +60,7 @@ class Benchmark:
             laps_per_round=self.laps_per_round,
             num_threads=machine.num_threads,
             peers=peers,
+            device=machine.device,
         )
         return Outcome(
             name=self.name,
@@ -70,12 +81,17 @@ class Benchmark:
 def main(*benchmarks: Benchmark) -> None:
     """Run and print; 2 after one paragraph when a peer is not installed."""
     arguments = _options(sys.modules["__main__"].__doc__).parse_args()
-    problems = {p for benchmark in benchmarks for p in benchmark.problems(arguments.peers)}
+    raced = [b for benchmark in benchmarks if (b := benchmark.raced_on(arguments.device))]
+    problems = {p for benchmark in raced for p in benchmark.problems(arguments.peers)}
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        problems = {"--device cuda needs an NVIDIA GPU and PyTorch built for CUDA."}
+    elif not raced:
+        problems = {"This question has no race on a GPU: run it with --device cpu."}
     if problems:
         print(*sorted(problems), sep="\n", file=sys.stderr)
         sys.exit(2)
-    machine = describe(arguments.threads)
-    for benchmark in benchmarks:
+    machine = describe(arguments.threads, arguments.device)
+    for benchmark in raced:
         outcome = benchmark.measure(arguments.rounds, machine, arguments.peers)
         print(text_of(outcome), flush=True)
         if arguments.save is not None:
@@ -90,6 +106,12 @@ def _options(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rounds", type=_rounds, default=MIN_ROUNDS, help="measured rounds of each side (3)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda: a larger model in bf16, all sides on the GPU (cpu)",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (2)")
     parser.add_argument(

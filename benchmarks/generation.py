@@ -19,16 +19,18 @@ from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import HUGGING_FACE
 from benchmarks.shapes import (
     EOS_ID,
+    MEDIUM,
     NUM_SPECIAL,
     PAD_ID,
     SMALL,
     Floor,
+    Precision,
     backbone_flops,
     output_flops,
     policy,
 )
 from benchmarks.sides import Side
-from benchmarks.stage_work import seed_everything
+from benchmarks.stage_work import process_group, seed_everything
 from benchmarks.turns import Turns
 from kernels.generation import Sampling, generate
 from kernels.model import CausalLM, ModelConfig
@@ -45,6 +47,12 @@ class Size:
     max_new_tokens: int = 128
     mean_new_tokens: float | None = None
     """Of a response that nothing cuts off; None: no response ever ends."""
+    precision: Precision = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
 
 def prompts(size: Size) -> list[list[int]]:
@@ -80,7 +88,7 @@ def sampled_model(size: Size) -> CausalLM:
 def ours(turns: Turns, size: Size) -> None:
     """As the stages call it."""
     seed_everything(0)
-    model, texts = sampled_model(size), prompts(size)
+    model, texts = sampled_model(size).to(process_group().device, size.dtype), prompts(size)
     sampling = Sampling(max_new_tokens=size.max_new_tokens)
     turns.start()
     for lap in range(turns.num_laps):
@@ -104,10 +112,10 @@ def hugging_face_static(turns: Turns, size: Size) -> None:
 
 
 def _generate(turns: Turns, size: Size, batch_size: int, **settings: Any) -> None:
-    from benchmarks.hugging_face import causal_twin
+    from benchmarks.hugging_face import DEVICE, causal_twin
 
     torch.manual_seed(0)
-    model = causal_twin(sampled_model(size)).eval()
+    model = causal_twin(sampled_model(size)).eval().to(DEVICE, size.dtype)
     texts = sorted(prompts(size), key=len)
     batches = [_left_padded(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
     options = {
@@ -123,6 +131,7 @@ def _generate(turns: Turns, size: Size, batch_size: int, **settings: Any) -> Non
     for _ in range(turns.num_laps):
         num_tokens = 0
         for ids, mask in batches:
+            ids, mask = ids.to(DEVICE), mask.to(DEVICE)
             out = model.generate(input_ids=ids, attention_mask=mask, **options, **settings)
             num_tokens += num_written(out[:, ids.shape[1] :])
         turns.lap(num_tokens)
@@ -170,15 +179,17 @@ FIXED = Benchmark(
         ),
     ),
     floor=floor,
+    on_gpu=Size(MEDIUM, num_prompts=64, min_prompt=256, max_prompt=256, precision="bf16"),
 )
 
 VARIED = dataclasses.replace(
     FIXED,
     name="generation-varied",
     size=Size(num_prompts=128, min_prompt=16, max_prompt=128, mean_new_tokens=44),
+    on_gpu=Size(MEDIUM, 256, min_prompt=64, max_prompt=512, mean_new_tokens=44, precision="bf16"),
     laps_per_round=1,
     sides=(
-        Side("ours", ours, "kernels.generation.generate, all 128 prompts in one call"),
+        Side("ours", ours, "kernels.generation.generate, all prompts in one call"),
         Side(
             "generate",
             hugging_face_by_32,
@@ -189,7 +200,7 @@ VARIED = dataclasses.replace(
         Side(
             "generate, one batch",
             hugging_face,
-            "all 128 prompts left-padded into one batch",
+            "all prompts left-padded into one batch",
             HUGGING_FACE,
         ),
     ),

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from benchmarks.shapes import BOS_ID, EOS_ID, PAD_ID
+from benchmarks.shapes import BOS_ID, EOS_ID, PAD_ID, Precision
 from benchmarks.turns import Turns
 from kernels.heads import RewardModel
 from kernels.hf_layout import save_causal, save_reward
@@ -124,13 +124,17 @@ class FedTokens:
         self._count += named["input_ids"].numel() if mask is None else int(mask.sum())
 
 
-def common_arguments(turns: Turns, folder: str) -> dict[str, Any]:
-    """What every Trainer is told: the optimizer and schedule of the stages, fp32, nothing saved."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the peers work; a race on the CPU sees no GPU."""
+
+
+def common_arguments(turns: Turns, folder: str, precision: Precision) -> dict[str, Any]:
+    """What every Trainer is told: the stages' optimizer, schedule and precision, nothing saved."""
     return {
         "output_dir": folder,
         "max_steps": turns.num_laps,
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": DEVICE.type == "cpu",
+        "bf16": precision == "bf16",
         "adam_beta2": 0.95,
         "adam_epsilon": 1e-5,
         "weight_decay": 0.1,

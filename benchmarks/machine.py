@@ -7,11 +7,14 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+Device = Literal["cpu", "cuda"]
+
 _DISTRIBUTIONS = ("torch", "deepspeed", "transformers", "numpy", "pyarrow", "pydantic")
-_PRODUCT_SIDE = 2048
+_PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}
 _REPEATS = 8
 
 
@@ -23,31 +26,41 @@ class Machine:
     versions: str
     num_threads: int
     flops_per_second: float
-    """Of one large fp32 matrix product with the benchmark's number of threads."""
+    """Of one large matrix product: in fp32 with the benchmark's number of threads, on a GPU in
+    bf16."""
+    device: Device = "cpu"
 
 
-def describe(num_threads: int) -> Machine:
+def describe(num_threads: int, device: Device = "cpu") -> Machine:
     """This machine; its arithmetic rate is measured now, which takes a second."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _DISTRIBUTIONS)
+    name = f"{_processor()}, {num_threads} threads, {_memory_gib():.0f} GiB"
+    if device == "cuda":
+        name = f"{torch.cuda.get_device_name()}; {name}"
     return Machine(
-        name=f"{_processor()}, {num_threads} threads, {_memory_gib():.0f} GiB",
+        name=name,
         versions=f"Python {platform.python_version()}, {versions}",
         num_threads=num_threads,
-        flops_per_second=_matmul_rate(num_threads),
+        flops_per_second=_matmul_rate(num_threads, device),
+        device=device,
     )
 
 
-def _matmul_rate(num_threads: int) -> float:
+def _matmul_rate(num_threads: int, device: Device) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    a, b = torch.randn(2, _PRODUCT_SIDE, _PRODUCT_SIDE, generator=torch.Generator().manual_seed(0))
+    side = _PRODUCT_SIDES[device]
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     shortest = float("inf")
     for _ in range(_REPEATS):
         start = time.perf_counter()
         torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
         shortest = min(shortest, time.perf_counter() - start)
     torch.set_num_threads(before)
-    return 2 * _PRODUCT_SIDE**3 / shortest
+    return 2 * side**3 / shortest
 
 
 def _processor() -> str:

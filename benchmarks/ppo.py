@@ -12,7 +12,7 @@ of updates with one optimizer step. Counted are the tokens of prompts and respon
 import dataclasses
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,7 +20,16 @@ from benchmarks.artifacts import prompt_rows, publish_model, publish_table
 from benchmarks.artifacts import tokenizer as new_tokenizer
 from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import PPO_TRAINER
-from benchmarks.shapes import SMALL, Floor, backbone_flops, output_flops, policy, reward_model
+from benchmarks.shapes import (
+    MEDIUM,
+    SMALL,
+    Floor,
+    Precision,
+    backbone_flops,
+    output_flops,
+    policy,
+    reward_model,
+)
 from benchmarks.sides import Side
 from benchmarks.stage_work import TimedWork, timed_work
 from benchmarks.turns import Turns
@@ -29,9 +38,6 @@ from stages import ppo
 from stages.runtime.settings import EngineSettings
 from stages.text.dialogue import render_prompt
 
-MICRO_BATCH_SIZE = 16
-PEERS_MICRO_BATCH_SIZE = 8
-"""With 16 or 32 PPOTrainer takes 2 to 4 % longer."""
 _NEVER = 10**9
 
 
@@ -43,7 +49,10 @@ class Size:
     num_prompts: int = 32
     prompt_length: int = 64
     max_new_tokens: int = 128
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    micro_batch_size: int = 16
+    peers_micro_batch_size: int = 8
+    """With 16 or 32 PPOTrainer takes 2 to 4 % longer on two cores."""
 
 
 class TimedIterations(TimedWork):
@@ -90,7 +99,7 @@ def stage_config(size: Size, num_iterations: int, work: TimedWork) -> ppo.Config
         num_held_out_prompts=dict.fromkeys(domains, 1),
         batch_size=size.num_prompts,
         mini_batch_size=size.num_prompts,
-        micro_batch_size=MICRO_BATCH_SIZE,
+        micro_batch_size=size.micro_batch_size,
         max_new_tokens=size.max_new_tokens,
         engine=EngineSettings(precision=size.precision),
         evaluate_every=_NEVER,
@@ -108,7 +117,8 @@ def trainer_with_autocast(turns: Turns, size: Size) -> None:
 
     Without autocast's cache, which would keep the policy's weights of before the first update.
     """
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.autocast(device, torch.bfloat16, cache_enabled=False):
         _train(turns, size, num_epochs=1, is_gated=True, frozen_dtype=torch.bfloat16)
 
 
@@ -141,7 +151,7 @@ def _train(
         tokenizer,
     )
 
-    micro_batch_size = min(PEERS_MICRO_BATCH_SIZE, size.num_prompts)
+    micro_batch_size = min(size.peers_micro_batch_size, size.num_prompts)
     rows = prompt_rows(size.num_prompts, size.prompt_length, size.model.vocab_size)
     vocabulary = new_tokenizer(size.model.vocab_size)
     data = [{"input_ids": render_prompt(row["messages"], vocabulary)} for row in rows]
@@ -152,7 +162,7 @@ def _train(
     num_tokens = size.num_prompts * (size.prompt_length + size.max_new_tokens)
     with tempfile.TemporaryDirectory() as folder:
         arguments = PPOConfig(
-            **common_arguments(turns, folder) | {"bf16": size.precision == "bf16"},
+            **common_arguments(turns, folder, size.precision),
             learning_rate=1e-6,
             total_episodes=turns.num_laps * size.num_prompts,
             per_device_train_batch_size=micro_batch_size,
@@ -200,12 +210,12 @@ IN_FP32 = Benchmark(
     unit="tokens/s",
     size=Size(),
     sides=(
-        Side("ours", ours, f"stages.ppo, two reward models, micro-batch {MICRO_BATCH_SIZE}"),
+        Side("ours", ours, "stages.ppo, two reward models behind the gate"),
         Side(
             "PPOTrainer",
             trainer,
-            "num_ppo_epochs=1, per-device batch 8 with 4 accumulated, two reward models behind "
-            "a gate: the same updates on the same scores",
+            "num_ppo_epochs=1, micro-batches accumulated to one step, two reward models behind a "
+            "gate: the same updates on the same scores",
             PPO_TRAINER,
             target=3.0,
         ),
@@ -233,6 +243,7 @@ IN_BF16 = dataclasses.replace(
     IN_FP32,
     name="ppo-bf16",
     size=Size(precision="bf16"),
+    on_gpu=Size(MEDIUM, 64, 256, 256, "bf16", micro_batch_size=32, peers_micro_batch_size=32),
     sides=(
         IN_FP32.sides[0],
         Side(

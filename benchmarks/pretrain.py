@@ -3,7 +3,7 @@
     python -m benchmarks.pretrain
 
 One lap is an optimizer step of `stages.pretrain.run`: full sequences of random tokens, no
-padding on either side, the same model, optimizer and precision (fp32).
+padding on either side, the same model, optimizer and precision.
 """
 
 import tempfile
@@ -16,9 +16,11 @@ from benchmarks.artifacts import publish_table, publish_tokenizer
 from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import HUGGING_FACE
 from benchmarks.shapes import (
+    MEDIUM,
     NUM_SPECIAL,
     SMALL,
     Floor,
+    Precision,
     backbone_flops,
     output_flops,
     policy,
@@ -39,11 +41,12 @@ class Size:
     model: ModelConfig = SMALL
     sequence_length: int = 512
     global_batch_size: int = 8
+    precision: Precision = "fp32"
 
 
 def ours(turns: Turns, size: Size) -> None:
     """The stage's loop."""
-    train_stage(turns, size, EngineSettings())
+    train_stage(turns, size, EngineSettings(precision=size.precision))
 
 
 def train_stage(turns: Turns, size: Size, engine_settings: EngineSettings) -> None:
@@ -114,7 +117,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
     model = causal_twin(policy(size.model))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            **common_arguments(turns, folder),
+            **common_arguments(turns, folder, size.precision),
             learning_rate=3e-4,
             warmup_steps=1,
             per_device_train_batch_size=size.global_batch_size,
@@ -142,11 +145,11 @@ BENCHMARK = Benchmark(
     size=Size(),
     laps_per_round=4,
     sides=(
-        Side("ours", ours, "stages.pretrain, micro-batch 8 × 512, ZeRO-0"),
+        Side("ours", ours, "stages.pretrain, the batch in one forward pass, ZeRO-0"),
         Side(
             "Trainer",
             trainer,
-            "transformers' Trainer as it comes: batch 8 × 512, SDPA, fused AdamW",
+            "transformers' Trainer as it comes: the batch in one pass, SDPA, fused AdamW",
             HUGGING_FACE,
             target=1.25,
         ),
@@ -158,6 +161,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     floor=floor,
+    on_gpu=Size(MEDIUM, sequence_length=2048, precision="bf16"),
 )
 
 if __name__ == "__main__":

@@ -14,7 +14,16 @@ import numpy as np
 
 from benchmarks.benchmark import Benchmark, main
 from benchmarks.peers import HUGGING_FACE
-from benchmarks.shapes import BOS_ID, EOS_ID, NUM_SPECIAL, SMALL, Floor, backbone_flops
+from benchmarks.shapes import (
+    BOS_ID,
+    EOS_ID,
+    MEDIUM,
+    NUM_SPECIAL,
+    SMALL,
+    Floor,
+    Precision,
+    backbone_flops,
+)
 from benchmarks.shapes import reward_model as new_reward_model
 from benchmarks.sides import Side
 from benchmarks.stage_work import UNREAD, timed_work
@@ -23,6 +32,7 @@ from data_contracts.ratings import MARGINS, Domain, Rating
 from kernels.model import ModelConfig
 from stages import reward_model
 from stages.models.pairs import Pair
+from stages.runtime.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Size:
     model: ModelConfig = SMALL
     max_tokens: int = 512
     global_batch_size: int = 8
+    precision: Precision = "fp32"
 
 
 def pairs(size: Size, num_steps: int) -> list[Pair]:
@@ -68,6 +79,7 @@ def ours(turns: Turns, size: Size) -> None:
         global_batch_size=size.global_batch_size,
         micro_batch_size=size.global_batch_size,
         max_tokens=size.max_tokens,
+        engine=EngineSettings(precision=size.precision),
     )
     model = new_reward_model(size.model)
     with timed_work(turns) as work:
@@ -100,7 +112,7 @@ def _train(turns: Turns, size: Size, **settings: Any) -> None:
     model = reward_twin(new_reward_model(size.model))
     with tempfile.TemporaryDirectory() as folder:
         arguments = RewardConfig(
-            **common_arguments(turns, folder),
+            **common_arguments(turns, folder, size.precision),
             learning_rate=1e-5,
             max_length=size.max_tokens,
             per_device_train_batch_size=size.global_batch_size,
@@ -158,6 +170,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     floor=floor,
+    on_gpu=Size(MEDIUM, max_tokens=2048, precision="bf16"),
     remarks="Gradient checkpointing, on by default in TRL, is off on both sides.",
 )
 

@@ -1,11 +1,14 @@
 """The model that both sides run, and what its arithmetic costs at least."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from kernels.heads import RewardModel
 from kernels.model import CausalLM, ModelConfig
+
+Precision = Literal["fp32", "bf16"]
 
 BOS_ID, EOS_ID, PAD_ID = 1, 2, 0
 NUM_SPECIAL = 3
@@ -15,6 +18,11 @@ SMALL = ModelConfig(
     vocab_size=4096, dim=256, n_layers=4, n_heads=4, n_kv_heads=4, ffn_hidden=688, max_seq_len=512
 )
 """Four layers of width 256: small enough for two cores, and every part has its real share."""
+
+MEDIUM = ModelConfig(
+    vocab_size=32_000, dim=1024, n_layers=16, n_heads=16, n_kv_heads=16, ffn_hidden=2816
+)
+"""270 million parameters and Llama 2's vocabulary, for a GPU."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import Device
 from benchmarks.peers import Peer
 from benchmarks.turns import Round, Turns
 
@@ -56,12 +57,16 @@ def in_turn(
     laps_per_round: int,
     num_threads: int,
     peers: Path,
+    device: Device = "cpu",
 ) -> list[list[Round]]:
     """The measured rounds of each side: first round of every side, second round of every side, …
 
+    A race on the CPU hides the machine's GPUs: stages and trainers would take one by themselves.
     Raises SideFailedError with what the side printed.
     """
     os.environ.update(_ENVIRONMENT, OMP_NUM_THREADS=str(num_threads))
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     workers: list[_Worker] = []
     try:
         for side in sides:  # one after the other: setting up is work, too
@@ -162,7 +167,8 @@ def _work(
 
     try:
         run, size = pickle.loads(work)
-        run(Turns(*counts, wait, connection.send), size)
+        settle = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        run(Turns(*counts, wait, connection.send, settle), size)
     except BaseException:
         connection.send(_Failure(traceback.format_exc()))
 

@@ -25,7 +25,8 @@ class Turns:
     """The clock of one side: `start` when all is set up, `lap` after every piece of work.
 
     Laps make up rounds. Before each round `wait` blocks until it is this side's turn; after it,
-    `report` takes the result. The first round is warm-up, and the reader of the reports drops it.
+    `report` takes the result. `settle` waits for work that was left to a GPU; that time counts.
+    The first round is warm-up, and the reader of the reports drops it.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Turns:
         laps_per_round: int,
         wait: Callable[[], None],
         report: Callable[[Round], None],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.num_laps = (1 + num_rounds) * laps_per_round
         """Laps that the side must make, those of the warm-up included."""
         self._laps_per_round = laps_per_round
         self._wait = wait
         self._report = report
+        self._settle = settle
         self._laps = 0
         self._amount = 0.0
 
@@ -51,10 +54,11 @@ class Turns:
 
     def lap(self, amount: float, **facts: float) -> None:
         """A piece of work is done; at the end of a round this waits for the next turn."""
-        seconds = time.perf_counter() - self._began
         self._amount += amount
         self._laps += 1
         if self._laps % self._laps_per_round == 0:
+            self._settle()
+            seconds = time.perf_counter() - self._began
             self._report(Round(seconds, self._amount, facts))
             if self._laps < self.num_laps:
                 self.start()

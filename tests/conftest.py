@@ -1,6 +1,8 @@
 """What tests of several packages share: signals, and looking at a page in a real browser."""
 
 import contextlib
+import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +16,22 @@ import pytest
 # worker turns TERM into an interrupt of itself: it would never end, and what waits for it neither.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` sees a GPU: what the other tests prove to the bit, a CPU gives."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Torch is asked only where a test needs a GPU: the import takes seconds."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",

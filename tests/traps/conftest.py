@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 from rich.table import Table
 from trap_models import VOCAB
@@ -63,11 +62,6 @@ def pytest_collection_modifyitems(items):
         for fixture in ("two_ranks", "matrix"):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(fixture))
-
-
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
 
 
 def pytest_terminal_summary(terminalreporter, config):
