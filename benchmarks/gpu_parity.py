@@ -41,13 +41,13 @@ def run(device: torch.device, model: ModelConfig) -> list[Check]:
     """All checks, with the widths of this model."""
     torch.manual_seed(0)
     with torch.device(device):
-        return [
+        kernels = [
             *_pointwise(model),
             *_attention(model, model.n_heads),
             *_attention(model, max(1, model.n_heads // 4)),
             *_output_layer(model),
-            _decoding(device),
         ]
+    return [*kernels, _decoding(device)]
 
 
 def _pointwise(model: ModelConfig) -> Iterator[Check]:
@@ -61,7 +61,7 @@ def _pointwise(model: ModelConfig) -> Iterator[Check]:
     )
     gate_up = {"gate_up": _normal(num_tokens, 2 * model.ffn_hidden)}
     yield from _compare("SwiGLU", swiglu, _plain_swiglu, gate_up)
-    positions = Documents.of(DOCUMENTS).positions
+    positions = Documents.of(DOCUMENTS, torch.get_default_device()).positions
     table = rotation_table(max(DOCUMENTS), model.head_dim, model.rope_theta, positions.device)
     heads = {"x": _normal(num_tokens, 2 * model.n_heads, model.head_dim)[:, : model.n_heads]}
     yield from _compare(
@@ -73,7 +73,7 @@ def _pointwise(model: ModelConfig) -> Iterator[Check]:
 
 
 def _attention(model: ModelConfig, num_kv_heads: int) -> Iterator[Check]:
-    documents = Documents.of(DOCUMENTS)
+    documents = Documents.of(DOCUMENTS, torch.get_default_device())
     num_tokens = sum(DOCUMENTS)
     keys_and_values = (_normal(num_tokens, num_kv_heads, model.head_dim) for _ in range(2))
     inputs = dict(zip(("k", "v"), keys_and_values, strict=True))
@@ -123,14 +123,16 @@ def _response_logprobs(
     model: CausalLM, prompts: list[list[int]], responses: list[list[int]]
 ) -> Tensor:
     """The trainer's own, of all responses one after another."""
+    device = model.lm_head.weight.device
     sequences = [p + r for p, r in zip(prompts, responses, strict=True)]
-    documents = Documents.of([len(s) for s in sequences], model.lm_head.weight.device)
-    tokens = torch.tensor([token for sequence in sequences for token in sequence])
+    documents = Documents.of([len(s) for s in sequences], device)
+    tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
     is_response = torch.tensor(
-        [i >= len(p) for p, s in zip(prompts, sequences, strict=True) for i in range(len(s))]
+        [i >= len(p) for p, s in zip(prompts, sequences, strict=True) for i in range(len(s))],
+        device=device,
     )
     targets = is_response.nonzero().squeeze(1)
-    return model(tokens, documents, targets - 1, tokens[targets], mode="logprobs").logprobs
+    return model(tokens, documents, targets - 1, tokens[targets], mode="logprobs").logprobs.cpu()
 
 
 def _compare(

@@ -160,7 +160,7 @@ def activations(
     layer = batch.num_tokens * layer_bytes(model, size, fused)
     backward = batch.num_tokens * size * 2 * (model.ffn_hidden + model.dim)
     norm = batch.num_tokens * model.dim * 2 * size
-    at_the_head = norm + head_bytes(model, size, batch)
+    at_the_head = norm + head_bytes(model, size, batch, fused)
     rotation = batch.num_tokens * FP32 * model.head_dim
     if not engine.activation_checkpointing:
         return model.n_layers * layer + rotation + max(at_the_head, backward)
@@ -183,7 +183,7 @@ def layer_bytes(model: ModelConfig, size: int, fused: bool) -> int:
     return norms + attention + feed_forward
 
 
-def head_bytes(model: ModelConfig, size: int, batch: MicroBatch) -> int:
+def head_bytes(model: ModelConfig, size: int, batch: MicroBatch, fused: bool) -> int:
     """Of the output layer, of which [R, V] never exists; or of a scorer's fp32 head."""
     if batch.mode == "score":
         return 2 * FP32 * batch.num_rows * model.dim
@@ -192,6 +192,8 @@ def head_bytes(model: ModelConfig, size: int, batch: MicroBatch) -> int:
     a_logit = FP32 if batch.mode == "loss" else 2 * FP32
     if size == BF16:
         a_logit += BF16  # the gradient, rounded for its products
+        if fused:  # a chunk's share in fp32, added to the sum of all; the CPU adds slices
+            weight_gradient *= 2
     chunk = min(batch.num_rows * model.vocab_size, CHUNK_ELEMENTS_CUDA)
     return hidden_and_gradient + weight_gradient + a_logit * chunk
 

@@ -189,7 +189,8 @@ CUDA_CASES = list(itertools.product([[5, 3, 9], [128, 1, 77, 300]], [8, 2, 1], [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernels_of_a_gpu_keep_documents_apart(lengths, num_kv, has_gqa, dtype, monkeypatch):
     """In half precision the variable-length kernel, with and without its own sharing of heads."""
-    monkeypatch.setattr(attention, "VARLEN_HAS_GQA", has_gqa and attention.VARLEN_HAS_GQA)
+    kernel, takes_groups = attention._varlen_kernel()
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: (kernel, has_gqa and takes_groups))
     generator = torch.Generator("cuda").manual_seed(0)
     q, k, v = (
         torch.randn(sum(lengths), n, 64, generator=generator, device="cuda", dtype=dtype)
