@@ -5,22 +5,37 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmarks.bag_of_words import VECTORIZERS, compared, main, measured
+from benchmarks.bag_of_words import (
+    VECTORIZERS,
+    Subject,
+    compared,
+    cross_validated,
+    folds_of,
+    main,
+    measured,
+    subject_of,
+)
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
 from data_contracts.store import Store
-from flows.graph import reward_model_name
+from stages.reward_model import question
+
+SPLITS = ("train", "test")
+
+
+def of_home(home: Path, version: int, domain: Domain) -> Subject:
+    store = Store.open(home)
+    return subject_of(store, Ledger(store), version, domain)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("domain", Domain)
 def test_the_accuracy_is_the_one_that_the_stage_measured(home: Path, domain: Domain, version: int):
-    store = Store.open(home)
-    ledger = Ledger(store)
-    key = ledger.head(version, reward_model_name(domain))
-    assert key is not None
-    metrics = store.manifest(key).metrics
-    train, held_out, own = measured(store, ledger, version, domain)
+    subject = of_home(home, version, domain)
+    manifest = subject.store.manifest(subject.key)
+    assert manifest is not None
+    metrics = manifest.metrics
+    train, held_out, own = measured(subject)
     assert own.mean() == pytest.approx(metrics[f"accuracy/{domain}/all"])
     assert len(own) == len(held_out) > 0
     assert {row["split"] for row in train} == {"train"}
@@ -28,8 +43,7 @@ def test_the_accuracy_is_the_one_that_the_stage_measured(home: Path, domain: Dom
 
 
 def test_the_lead_is_the_difference_of_both_accuracies(home: Path):
-    store = Store.open(home)
-    found = compared(store, Ledger(store), 2, Domain.helpfulness)
+    found = compared(of_home(home, 2, Domain.helpfulness))
     assert [c.baseline for c in found] == list(VECTORIZERS)
     for c in found:
         assert c.lead.mean == pytest.approx(c.own - c.theirs)
@@ -47,3 +61,18 @@ def test_the_newest_version_is_taken_and_a_wrong_home_is_explained(
     assert "There is no home" in (errors := capsys.readouterr().err)
     assert "V9 has no helpfulness reward model" in errors
     assert not (tmp_path / "none").exists()
+
+
+def test_in_folds_every_pair_is_held_out_once_and_no_question_is_on_both_sides(home: Path):
+    subject = of_home(home, 2, Domain.safety)
+    held_out = []
+    for rows in folds_of(subject.rows, 3):
+        asked = {split: {question(r) for r in rows if r["split"] == split} for split in SPLITS}
+        assert not asked["train"] & asked["test"]
+        held_out += [row["preference_id"] for row in rows if row["split"] == "test"]
+    assert sorted(held_out) == sorted(row["preference_id"] for row in subject.rows)
+    found = cross_validated(subject, 2)
+    assert [c.baseline for c in found] == list(VECTORIZERS)
+    assert {c.num_pairs for c in found} == {len(subject.rows)}
+    assert len({c.own for c in found}) == 1
+    assert 0 < found[0].own < 1
