@@ -111,17 +111,18 @@ class FedTokens:
     """Counts the tokens that a model was fed since it was last asked, padding apart."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._count = 0
+        self._count: int | torch.Tensor = 0
         model.register_forward_pre_hook(self._add, with_kwargs=True)
 
     def __call__(self) -> int:
         """The count, which starts anew."""
-        count, self._count = self._count, 0
+        count, self._count = int(self._count), 0
         return count
 
     def _add(self, module: Any, positional: Any, named: dict[str, Any]) -> None:
         mask = named.get("attention_mask")
-        self._count += named["input_ids"].numel() if mask is None else int(mask.sum())
+        # added up on the GPU: to read each would make the Trainer wait
+        self._count = self._count + (named["input_ids"].numel() if mask is None else mask.sum())
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,5 +144,5 @@ def common_arguments(turns: Turns, folder: str, precision: Precision) -> dict[st
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": DEVICE.type != "cpu",
     }

@@ -65,8 +65,9 @@ def in_turn(
     Raises SideFailedError with what the side printed.
     """
     os.environ.update(_ENVIRONMENT, OMP_NUM_THREADS=str(num_threads))
-    if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # One card: with more, Trainer would split each batch over them, and TRL refuses.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if device == "cuda" else ""
     workers: list[_Worker] = []
     try:
         for side in sides:  # one after the other: setting up is work, too
@@ -163,6 +164,8 @@ def _work(
         if is_first:
             connection.send("ready")
             is_first = False
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the card is another side's now
         connection.recv()
 
     try:

@@ -1,6 +1,7 @@
 """Causal self-attention over documents laid end to end, with nothing leaking between them.
 
-On CUDA in half precision this is PyTorch's own variable-length kernel. Elsewhere documents of like
+On CUDA in half precision this is PyTorch's own variable-length kernel, for the head dimensions that
+it takes. Elsewhere documents of like
 length are right-padded into one causal call, of `causal_blocks` on the CPU and of
 `scaled_dot_product_attention` else: a causal row never sees what stands to its right, so the
 padding needs no mask (a dense mask costs 5 times as much at eight documents).
@@ -28,6 +29,10 @@ _STEP = 16
 works in steps of 16, so this padding is nearly free. Forward and backward at 256 documents of 20-48
 tokens: 24 ms against 52 ms for a loop over documents; at 8 documents of 64-512 tokens: no
 difference."""
+
+
+_LARGEST_HEAD = 256
+"""Dimensions of a head; the variable-length kernel takes multiples of 8 up to it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def packed_attention(
 
     With fewer key-value heads than heads (KV divides H), H/KV neighbouring heads share one.
     """
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    is_half = q.dtype in (torch.float16, torch.bfloat16)
+    if q.is_cuda and is_half and q.shape[-1] % 8 == 0 and q.shape[-1] <= _LARGEST_HEAD:
         return _variable_length_attention(q, k, v, documents)
     return _bucketed_attention(q, k, v, documents.buckets)
 

@@ -9,7 +9,7 @@ heads, D head dimension, C = D/2 rotated pairs, E model dimension, I and O the s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -297,6 +297,13 @@ class CausalLM(nn.Module):
             if config.tie_embeddings
             else _parameter((config.vocab_size, config.dim), INIT_STD, generator)
         )
+
+    def forget_tokens_from(self, vocab_size: int) -> None:
+        """Drop the embeddings and the output rows of this id and all above it, in place."""
+        self.config = self.backbone.config = replace(self.config, vocab_size=vocab_size)
+        for weight in {self.backbone.embedding.weight, self.lm_head.weight}:  # one, when tied
+            if len(weight) > vocab_size:
+                weight.data = weight.data[:vocab_size].clone()
 
     def forward(
         self,

@@ -118,7 +118,7 @@ def _rms_norm_forward(x, weight, y, scales, x_stride, num_columns, eps, block: t
     tl.store(y + row * num_columns + columns, values * scale * gains, mask=is_real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # it changes from batch to batch
 def _rms_norm_backward(
     grad_y,
     x,

@@ -38,7 +38,7 @@ from stages.models.retention import (
     retention_rates,
 )
 from stages.models.rewards import GATE_THRESHOLD, RewardModels
-from stages.models.sampling import fitting_prompts, sample_responses
+from stages.models.sampling import Temperature, fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
@@ -47,7 +47,7 @@ from stages.sandbox.retention import keeps
 from stages.text.dialogue import Overlong
 from stages.text.refusals import is_refusal
 
-VERSION = "3"
+VERSION = "4"
 
 REWARD_MODEL = "reward_model"
 REFERENCE_VERSION = "sft"
@@ -67,7 +67,7 @@ class EvaluateSettings(Contract):
 
     num_prompts: PromptCounts = {Domain.helpfulness: 1500, Domain.safety: 500}
     """Held-out prompts of each domain, from the test split."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Temperature = 1.0
     """1: the distribution that PPO optimises; 0 is greedy."""
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})

@@ -31,14 +31,14 @@ from stages.models.instructions import (
     listed_values,
 )
 from stages.models.prompts import PromptCounts, select_prompts
-from stages.models.sampling import sample_responses
+from stages.models.sampling import Temperature, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.text.dialogue import render_prompt
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "1"
+VERSION = "2"
 
 
 class GhostAttentionSettings(Contract):
@@ -56,7 +56,7 @@ class GhostAttentionSettings(Contract):
     instruction_as: Literal["system_message", "user_message"] = "system_message"
     """Where the demonstrations have the instruction: as (or under) the dialogue's system message,
     or before the first question."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Temperature = 1.0
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
@@ -123,6 +123,7 @@ def attribute_values(
         listed: list[str] = []
         if attribute.question and config.num_lists:
             prompt = render_prompt([{"role": "user", "content": attribute.question}], tokenizer)
+            check_room(config, attribute, len(prompt), policy.config.max_seq_len)
             answers = sample_responses(
                 policy,
                 [prompt] * config.num_lists,
@@ -133,7 +134,7 @@ def attribute_values(
                 config.generation_batch_size,
                 label=f"list of {attribute.name}",
             )
-            listed = [value for answer in answers for value in listed_values(answer.text)]
+            listed = [v for answer in answers for v in listed_values(answer.text, answer.finished)]
         values[attribute.name] = distinct([*attribute.values, *listed])
         if not values[attribute.name]:
             raise UserError(
@@ -143,12 +144,31 @@ def attribute_values(
     return values
 
 
+def check_room(config: Config, attribute: Attribute, num_tokens: int, context: int) -> None:
+    """Raise UserError when the question for an attribute's values leaves no room for the answer."""
+    room = context - config.max_new_tokens
+    if num_tokens > room:
+        raise UserError(
+            f"The question for values of {attribute.name} has {num_tokens} tokens; the model's "
+            f"context of {context} leaves {room} beside an answer of {config.max_new_tokens}",
+            "Lower ghost_attention.max_new_tokens, or set ghost_attention.num_lists=0 and give the "
+            "attributes values of their own",
+        )
+
+
 def dialogues_of(config: Config, work: WorkDir) -> list[Dialogue]:
-    """This iteration's dialogues, without an instruction."""
+    """This iteration's dialogues, without an instruction. Raises UserError when there is none."""
     seed = seed_from(config.seed, config.version, "ghost_attention")
     rows = select_prompts(work.table(config.prompts, "prompts"), "train", config.num_prompts, seed)
     lengths = np.random.default_rng(seed).integers(2, config.max_turns + 1, size=len(rows))
-    return joined_dialogues(rows, lengths.tolist())
+    dialogues = joined_dialogues(rows, lengths.tolist())
+    if not dialogues:
+        raise UserError(
+            f"{len(rows)} prompts make no dialogue: single questions are joined to one when at "
+            "least two stand under the same system message, or under none",
+            "Raise ghost_attention.num_prompts, or supply dialogues of several turns",
+        )
+    return dialogues
 
 
 def under(dialogue: Dialogue, instruction: str) -> Dialogue:

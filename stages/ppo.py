@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import StageConfig
@@ -58,7 +58,7 @@ from stages.runtime.throughput import Meter, training_flops
 from stages.text.dialogue import Overlong
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "2"
+VERSION = "3"
 
 
 class PpoSettings(UpdateSettings, CheckpointSettings):
@@ -109,6 +109,19 @@ class PpoSettings(UpdateSettings, CheckpointSettings):
     """Iterations from one checkpoint to the next."""
     overlong: Overlong = "error"
     engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _beta_can_be_moved(self) -> "PpoSettings":
+        if self.kl_target is None:
+            return self
+        if self.kl_beta == 0:
+            raise ValueError("kl_target multiplies kl_beta, and 0 stays 0: set kl_beta above 0")
+        if self.kl_horizon <= self.batch_size:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon} is no longer than a batch of {self.batch_size} "
+                "responses, and beta would jump: raise kl_horizon"
+            )
+        return self
 
 
 class Config(StageConfig, PpoSettings):
@@ -172,7 +185,8 @@ def train(
             metrics = iterate(config, work, models, prompts, meter, done, kl.beta)
             done += 1
             stopping.spend(metrics["ppo/kl"], config.kl_budget)
-            if config.kl_target is not None:
+            # while the value model trains alone the policy cannot move, and its KL says nothing
+            if config.kl_target is not None and done > config.num_value_warmup_iterations:
                 kl.update(metrics["ppo/kl"], config.batch_size)
             if is_evaluated(config, done, stopping):
                 metrics |= evaluate_held_out(config, work, models, held_out, stopping, done)

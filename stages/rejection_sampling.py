@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.base import Contract, StageConfig
@@ -32,13 +32,18 @@ from stages.models.finetuning import FinetuningSettings, finetune
 from stages.models.folders import load_policy, load_sampler, save_policy
 from stages.models.prompts import PromptCounts, select_prompts
 from stages.models.rewards import GATE_THRESHOLD, RewardModels, Scores
-from stages.models.sampling import Sample, fitting_prompts, sample_responses
+from stages.models.sampling import (
+    PositiveTemperature,
+    Sample,
+    fitting_prompts,
+    sample_responses,
+)
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
 from stages.text.dialogue import Overlong, render_demonstration
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "2"
+VERSION = "3"
 
 
 class RejectionSamplingSettings(Contract):
@@ -47,9 +52,9 @@ class RejectionSamplingSettings(Contract):
     num_prompts: PromptCounts = {Domain.helpfulness: 8000, Domain.safety: 2000}
     num_samples: int = Field(default=16, gt=1)
     """K: responses to each prompt."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: PositiveTemperature = 1.0
     """The paper found 1.2 to 1.3 best once RLHF has begun."""
-    search_temperatures: tuple[PositiveFloat, ...] = ()
+    search_temperatures: tuple[PositiveTemperature, ...] = ()
     """Grid to look for this iteration's temperature in; without it `temperature` is taken. The
     best one shifts with every iteration (§3.2.3, Figure 8)."""
     num_search_prompts: PromptCounts = {Domain.helpfulness: 128, Domain.safety: 64}
@@ -195,7 +200,7 @@ def tuned_temperature(config: Config, work: WorkDir) -> tuple[float, dict[str, f
         at = config.model_copy(update={"temperature": temperature})
         prompts, samples, scores = sample_and_score(at, work, "validation")
         domains = [row["domain"] for row in prompts]
-        usable = torch.tensor([s.finished and bool(s.text.strip()) for s in samples])
+        usable = torch.tensor([sample.is_whole for sample in samples])
         usable &= ~scores.gated
         reward = scores.reward.masked_fill(~usable, -torch.inf)
         rewards[temperature] = reward.view(len(prompts), config.num_samples)
@@ -219,7 +224,9 @@ def sample_and_score(
     )
     if split == "train":
         wanted += red_team_prompts(config, work, {row["prompt_id"] for row in wanted})
-    max_prompt_tokens = policy.config.max_seq_len - config.max_new_tokens
+    # What does not fit into a sequence of the fine-tuning could be sampled, and not be learnt.
+    longest = min(policy.config.max_seq_len, config.finetuning.sequence_length)
+    max_prompt_tokens = longest - config.max_new_tokens
     prompts, tokens = fitting_prompts(wanted, tokenizer, max_prompt_tokens, config.overlong)
     repeated = [t for t in tokens for _ in range(config.num_samples)]
     samples = sample_responses(
@@ -353,7 +360,7 @@ def replayed(config: Config, work: WorkDir, num_best: int) -> list[dict[str, Any
 def answer_examples(
     rows: list[dict[str, Any]], tokenizer: Tokenizer, sequence_length: int
 ) -> list[Example]:
-    """Rendered demonstrations that fit; a longer one could not have been sampled as a whole."""
+    """Rendered demonstrations that fit into a sequence; the others are left out, and counted."""
     examples = []
     for row in rows:
         rendered = render_demonstration(row["messages"], tokenizer)

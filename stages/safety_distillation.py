@@ -24,11 +24,10 @@ from data_contracts.ratings import Domain
 from kernels.generation import Sampling
 from kernels.model import CausalLM
 from stages.models.batches import seed_from
-from stages.models.dialogues import is_whole
 from stages.models.folders import load_sampler
 from stages.models.prompts import select_prompts
 from stages.models.rewards import GATE_THRESHOLD, load_judge
-from stages.models.sampling import Sample, fitting_prompts, sample_responses
+from stages.models.sampling import Sample, Temperature, fitting_prompts, sample_responses
 from stages.models.scoring import score_sequences
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
@@ -36,7 +35,7 @@ from stages.runtime.tables import table_output
 from stages.text.dialogue import Overlong, render_prompt, render_response, split_turns
 from stages.text.tokenizer import Tokenizer
 
-VERSION = "2"
+VERSION = "3"
 
 GENERIC_PREPROMPTS = (
     "You are a responsible assistant. Always answer in a safe, respectful and honest way.",
@@ -72,7 +71,7 @@ class SafetyDistillationSettings(Contract):
     """Preprompt by the category that the prompts table names."""
     gate_threshold: float = Field(default=GATE_THRESHOLD, gt=0, lt=1)
     """A prompt broke the model when its answer's probability of being safe is below."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Temperature = 1.0
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})
     """Responses that a rank writes side by side; memory for their keys and values grows with it."""
@@ -120,7 +119,7 @@ def run(config: Config, work: WorkDir) -> StageOutput:
     kept = [
         i
         for i, sample in enumerate(answered.distilled)
-        if is_whole(sample) and bool(distilled[i] > original[i])
+        if sample.is_whole and bool(distilled[i] > original[i])
     ]
     broke = torch.sigmoid(original) < config.gate_threshold
     rows = [demonstration(config, answered.prompts[i], answered.distilled[i].text) for i in kept]
@@ -219,7 +218,7 @@ def documents(
     read = []
     for row, sample in zip(prompts, samples, strict=True):
         encoded = render_response(sample.text, tokenizer)
-        is_learnable = is_whole(sample) and len(encoded) <= config.max_new_tokens
+        is_learnable = sample.is_whole and len(encoded) <= config.max_new_tokens
         answer = encoded if is_learnable else sample.tokens
         read.append(render_prompt(row["messages"], tokenizer) + answer)
     return read
@@ -250,7 +249,7 @@ def metrics_of(
         "safety_distilled": float(torch.sigmoid(distilled).mean()),
         "num_red_team": float(broke.sum()),
         "broken_share": float(broke.float().mean()),
-        "num_cut_off": float(sum(not is_whole(sample) for sample in answered.distilled)),
+        "num_cut_off": float(sum(not sample.is_whole for sample in answered.distilled)),
     }
 
 

@@ -19,7 +19,7 @@ from kernels.generation import Sampling
 from stages.models.batches import seed_from, shuffled
 from stages.models.folders import load_sampler
 from stages.models.prompts import PromptCounts, select_prompts
-from stages.models.sampling import Sample, fitting_prompts, sample_responses
+from stages.models.sampling import Sample, Temperature, fitting_prompts, sample_responses
 from stages.runtime.engine import EngineSettings
 from stages.runtime.stage import StageOutput, WorkDir, main
 from stages.runtime.tables import table_output
@@ -33,9 +33,9 @@ class SamplePairsSettings(Contract):
 
     num_prompts: PromptCounts = {Domain.helpfulness: 4000, Domain.safety: 4000}
     """Prompts of each domain in one weekly batch."""
-    temperatures_a: tuple[float, ...] = (0.7, 1.0)
+    temperatures_a: tuple[Temperature, ...] = (0.7, 1.0)
     """Temperatures of the newest model's responses, taken in turn."""
-    temperatures_b: tuple[float, ...] = (1.0, 1.3)
+    temperatures_b: tuple[Temperature, ...] = (1.0, 1.3)
     """Temperatures of the other variant's responses."""
     max_new_tokens: int = Field(default=1024, gt=0)
     generation_batch_size: int = Field(default=256, gt=0, json_schema_extra={"in_key": False})

@@ -129,7 +129,7 @@ def boundary(parameters: int, engine: EngineSettings, num_ranks: int) -> int:
         return 0
     if engine.precision == "fp32":
         return FP32 * min(parameters, _ALLREDUCE_ELEMENTS)
-    return (FP32 + BF16) * parameters  # flattened as one, and cast to be sent
+    return FP32 * parameters  # flattened as one
 
 
 def _reduces_at_the_boundary(engine: EngineSettings, stage: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.models.batches import Example
 from stages.models.rewards import Scores
-from stages.models.sampling import Sample, response_body
+from stages.models.sampling import Sample, response_body, says_something
 from stages.text.dialogue import render_prompt, render_response
 from stages.text.tokenizer import Tokenizer
 
@@ -20,14 +20,14 @@ def choose_best(
     scores: Scores,
     unsafe_below: float = -math.inf,
 ) -> int | None:
-    """The candidate with the highest reward among those that ended and say something.
+    """The candidate with the highest reward among those that are whole.
 
     A response that the gate caught ranks below every one that it did not: the two kinds of
     reward lie on different scales and are not compared. Of equal ones the first is taken. None
     when every sample was cut off, or has a safety score below `unsafe_below`: the best of answers
     that are all unsafe is no answer to learn.
     """
-    usable = [i for i in candidates if samples[i].finished and samples[i].text.strip()]
+    usable = [i for i in candidates if samples[i].is_whole]
     if all(float(scores.safety[i]) < unsafe_below for i in usable):
         return None
     return max(usable, key=lambda i: (not bool(scores.gated[i]), float(scores.reward[i])))
@@ -42,7 +42,9 @@ def choice_counts(rows: Sequence[dict[str, Any]], unsafe_below: float) -> dict[s
     sets: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         sets.setdefault(row["prompt_id"], []).append(row)
-    usable = [[r for r in s if r["finished"] and r["response"].strip()] for s in sets.values()]
+    usable = [
+        [r for r in s if r["finished"] and says_something(r["response"])] for s in sets.values()
+    ]
     best = [next((r for r in s if r["best"]), None) for s in sets.values()]
     return {
         "num_cut_off": float(sum(not row["finished"] for row in rows)),
@@ -93,9 +95,10 @@ def best_temperature(
     rewards: (N, K) of each temperature, -inf where a sample cannot be chosen; domains: of the N
     prompts. A temperature's worth is the mean over prompts of the maximum over K, in standard
     deviations of the domain over the whole grid, all domains alike: rewards of two models have no
-    common unit. A prompt counts when every temperature has a usable sample for it.
+    common unit. A prompt counts when any temperature has a usable sample for it; one that has none
+    gets the worst reward of the domain. Without a single usable sample all are worth 0.
     """
-    counted = torch.stack([r.max(dim=1).values for r in rewards.values()]).isfinite().all(dim=0)
+    counted = torch.stack([r.max(dim=1).values for r in rewards.values()]).isfinite().any(dim=0)
     worth = dict.fromkeys(rewards, 0.0)
     names = sorted({d for d, used in zip(domains, counted.tolist(), strict=True) if used})
     for name in names:
@@ -104,6 +107,6 @@ def best_temperature(
         pool = pool[pool.isfinite()]
         mean, spread = pool.mean(), pool.std(correction=0) + 1e-6
         for temperature, reward in rewards.items():
-            best = (reward[own].max(dim=1).values - mean) / spread
-            worth[temperature] += float(best.mean()) / len(names)
+            best = reward[own].max(dim=1).values.clamp(min=pool.min())
+            worth[temperature] += float((best - mean).mean() / spread) / len(names)
     return max(worth, key=lambda t: worth[t]), worth

@@ -5,7 +5,7 @@ becomes part of the dialogue that its next answer follows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kernels.generation import Sampling
@@ -75,27 +75,37 @@ def joined_dialogues(
 ) -> list[Dialogue]:
     """Dialogues from rows of the prompts table, in their order.
 
-    A row that is a dialogue by itself stays one, with its answers. Single questions are laid end to
-    end: the i-th dialogue made of them takes `num_questions[i]`; what is left over at the end is
-    not used.
+    A row that is a dialogue by itself stays one, with its answers. Single questions under the same
+    system message, or under none, are laid end to end: the i-th dialogue that is begun with them
+    takes `num_questions[i]`; what is left over at the end is not used.
     """
     dialogues: list[Dialogue] = []
-    waiting: list[dict[str, Any]] = []
+    begun: dict[str | None, _Begun] = {}
     lengths = iter(num_questions)
-    wanted = next(lengths, None)
     for row in rows:
         system, turns = split_turns(row["messages"])
         texts = [turn["content"] for turn in turns]
-        if len(texts) > 1 or system is not None:
+        if len(texts) > 1:
             given = tuple(texts[0::2]), tuple(texts[1::2])
             dialogues.append(Dialogue(row["prompt_id"], *given, system))
             continue
-        waiting.append(row)
-        if len(waiting) == wanted:
-            questions = tuple(r["messages"][0]["content"] for r in waiting)
-            dialogues.append(Dialogue(waiting[0]["prompt_id"], questions))
-            waiting, wanted = [], next(lengths, None)
+        if system not in begun:
+            begun[system] = _Begun(row["prompt_id"], next(lengths, None))
+        dialogue = begun[system]
+        dialogue.questions.append(texts[0])
+        if len(dialogue.questions) == dialogue.wanted:
+            dialogues.append(Dialogue(dialogue.id, tuple(dialogue.questions), (), system))
+            del begun[system]
     return dialogues
+
+
+@dataclass
+class _Begun:
+    """A dialogue that is being joined of single questions."""
+
+    id: str
+    wanted: int | None
+    questions: list[str] = field(default_factory=list)
 
 
 def hold(
@@ -135,17 +145,12 @@ def hold(
         for i in waiting:
             talks.dialogues[i] = _continued(talks.dialogues[i], answers.get(i))
         talks.num_without_room += len(waiting) - len(fitting)
-        talks.num_cut_off += sum(not is_whole(sample) for sample in samples)
+        talks.num_cut_off += sum(not sample.is_whole for sample in samples)
         turn += 1
     return talks
 
 
-def is_whole(sample: Sample) -> bool:
-    """Whether an answer ended by itself, says something, and is text (no half of a letter)."""
-    return sample.finished and bool(sample.text.strip()) and "\ufffd" not in sample.text
-
-
 def _continued(dialogue: Dialogue, sample: Sample | None) -> Dialogue:
-    if sample is None or not is_whole(sample):
+    if sample is None or not sample.is_whole:
         return dialogue.shortened()
     return replace(dialogue, answers=(*dialogue.answers, sample.text))

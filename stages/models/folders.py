@@ -29,6 +29,8 @@ def load_policy(work: WorkDir, model: ArtifactRef) -> tuple[CausalLM, Tokenizer]
 def load_policy_folder(folder: Path) -> tuple[CausalLM, Tokenizer]:
     """As `load_policy`, from any folder in Hugging Face layout.
 
+    Embeddings beyond the tokenizer's pieces, which pad a vocabulary to a round number or make room
+    for tokens to come, are left out: no text has them, and nothing could decode one that is drawn.
     Raises UserError when the weights do not fit the configuration, hold NaN or inf, or when
     the tokenizer has more pieces than the model has embeddings.
     """
@@ -43,6 +45,7 @@ def load_policy_folder(folder: Path) -> tuple[CausalLM, Tokenizer]:
             f"{model.config.vocab_size}",
             "Use the tokenizer.model that the checkpoint was trained with",
         )
+    model.forget_tokens_from(tokenizer.vocab_size)
     return model, tokenizer
 
 

@@ -15,7 +15,7 @@ from data_contracts.base import Contract
 
 MAX_VALUE_WORDS = 4
 """A longer line of the model's list is a sentence, not a name."""
-_BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d+[.):]?)\s*")
+_BULLET = re.compile(r"^\s*(?:[-*•]\s|\(?\d+[.):])\s*")
 
 
 class Attribute(Contract):
@@ -98,19 +98,21 @@ def _one_of(values: Sequence[str], rng: np.random.Generator) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def listed_values(text: str) -> list[str]:
+def listed_values(text: str, is_whole: bool = True) -> list[str]:
     """What a chat model's list names: one value a line, or several between commas.
 
-    Bullets, numbers and closing stops are taken off; what is longer than a name is left out, and so
-    is talk around the list ("Sure!", "Here are 20 hobbies:").
+    Bullets, numbers, emphasis and closing stops are taken off; what is longer than a name is left
+    out, and so is talk around the list ("Sure!", "Here are 20 hobbies:"). Where the list was cut
+    off, its last value is half a value and left out too.
     """
     lines = text.splitlines()
     parts = lines if len(lines) > 1 else text.split(",")
+    parts = parts if is_whole else parts[:-1]
     parts = [part for part in parts if not part.rstrip().endswith((":", "!", "?"))]
     return distinct(
         value
-        for value in (_BULLET.sub("", part).strip(" \t.,;:!?\"'") for part in parts)
-        if value and len(value.split()) <= MAX_VALUE_WORDS
+        for value in (_BULLET.sub("", part).strip(" \t.,;:!?\"'*_") for part in parts)
+        if value and "\ufffd" not in value and len(value.split()) <= MAX_VALUE_WORDS
     )
 
 

@@ -12,6 +12,7 @@ from data_contracts.base import Contract
 from kernels.ppo import explained_variance, policy_loss, value_loss
 from stages.models.batches import LossBatch, collate, share_of_rank
 from stages.models.rollouts import Rollouts
+from stages.models.sampling import PositiveTemperature
 from stages.runtime.distributed import Rank
 from stages.runtime.engine import Engine
 
@@ -34,7 +35,7 @@ class UpdateSettings(Contract):
     """Responses per optimizer step, over all ranks; one gradient step on each mini-batch."""
     micro_batch_size: int = Field(default=8, gt=0, json_schema_extra={"in_key": False})
     """Responses per forward pass and rank."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: PositiveTemperature = 1.0
     """Of sampling, and of every log-prob (trap 3)."""
     clip: float = Field(default=0.2, gt=0)
     """PPO's clip of the policy ratio."""

@@ -207,7 +207,8 @@ def publish_rollouts(work: WorkDir) -> tuple[Path, str]:
     """All iterations' rollouts as one artifact."""
     folder = work.output("rollouts")
     if work.rank.is_main:
-        shutil.copytree(_folder(work), folder, dirs_exist_ok=True)
+        for path in sorted(_folder(work).glob("*.parquet")):  # no half of a file that a kill left
+            shutil.copy2(path, folder)
     return folder, CONTRACTS["rollouts"].kind
 
 

@@ -2,23 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from data_contracts.errors import UserError
-from kernels.generation import Sampling, generate
+from kernels.generation import SMALLEST_TEMPERATURE, Sampling, generate
 from kernels.model import CausalLM
 from stages.runtime.stage import WorkDir
 from stages.text.dialogue import Overlong, render_prompt
 from stages.text.tokenizer import Tokenizer
 
 
+def _not_tiny(temperature: float) -> float:
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"too small to divide logits by; give at least {SMALLEST_TEMPERATURE}")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0), AfterValidator(_not_tiny)]
+"""Of sampling; 0 takes the likeliest token each time."""
+
+PositiveTemperature = Annotated[float, Field(gt=0), AfterValidator(_not_tiny)]
+"""Where responses have to differ."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One sampled response, as ids and as text; `finished` when the model wrote its EOS."""
+    """One sampled response, as ids and as text.
+
+    `finished` when the model wrote its EOS and no other control piece before it: one that opened
+    the next turn by itself shows in no text, and would be learnt.
+    """
 
     tokens: list[int]
     text: str
     finished: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it ended by itself, says something, and is text (no half of a letter)."""
+        return self.finished and says_something(self.text)
+
+
+def says_something(text: str) -> bool:
+    """Whether a response's text is not blank and holds no half of a letter."""
+    return bool(text.strip()) and "\ufffd" not in text
 
 
 def fitting_prompts(
@@ -80,11 +109,18 @@ def sample_responses(
         on_progress=lambda done, total: work.progress(done, total, label),
     )
     own = [
-        Sample(tokens, tokenizer.decode(response_body(tokens, tokenizer.eos_id)), finished)
+        sample_of(tokens, finished, tokenizer)
         for tokens, finished in zip(out.responses, out.finished, strict=True)
     ]
     shards = rank.gather_objects(own)
     return [shards[i % rank.world_size][i // rank.world_size] for i in range(len(prompts))]
+
+
+def sample_of(tokens: list[int], has_eos: bool, tokenizer: Tokenizer) -> Sample:
+    """What was drawn, as text."""
+    body = response_body(tokens, tokenizer.eos_id)
+    is_text = not any(tokenizer.is_control(piece) for piece in set(body))
+    return Sample(tokens, tokenizer.decode(body), has_eos and is_text)
 
 
 def response_body(tokens: list[int], eos_id: int) -> list[int]:

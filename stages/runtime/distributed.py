@@ -49,10 +49,14 @@ class Rank:
         """Sum over all ranks; the argument is left as it is. Floats are added in float64."""
         if isinstance(value, torch.Tensor):
             return self._reduced(value, dist.ReduceOp.SUM)
+        if self.world_size == 1:  # nor a way to the GPU and back, for which it would wait
+            return float(value)
         return self._reduced(self._scalar(value), dist.ReduceOp.SUM).item()
 
     def max(self, value: float) -> float:
         """Largest over all ranks."""
+        if self.world_size == 1:
+            return float(value)
         return self._reduced(self._scalar(value), dist.ReduceOp.MAX).item()
 
     def broadcast_object(self, value: T) -> T:

@@ -91,7 +91,7 @@ class Engine:
         self._rank = rank
         self._clipping = optimizer.gradient_clipping
         self._stage = effective_stage(settings, rank)
-        if self._stage == 3:
+        if self._stage == 3 or rank.device.type == "cuda":
             gc.collect()  # DeepSpeed's engines hold themselves, and there is no room for them
         self._skipped = SkippedSteps(settings, rank)
         set_activation_checkpointing(module, settings.activation_checkpointing)

@@ -4,6 +4,7 @@ A scheduler's concurrency limits count its own runs; a run that is being cancell
 one of another home is not among them. The kernel frees the locks when their owner dies.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,22 @@ def reserved(gpus: Sequence[str]) -> Iterator[None]:
             _make_for_all(path)
             stack.enter_context(locked(path, f"GPU {gpu} of this machine"))
         yield
+
+
+@contextmanager
+def gpu_memory_returned() -> Iterator[None]:
+    """At the end of the block the process keeps nothing on its GPU that nobody uses.
+
+    Whoever takes the card next may be another process, which cannot have what this one's allocator
+    caches; and DeepSpeed's engines are cycles, which live on until somebody collects them.
+    """
+    try:
+        yield
+    finally:
+        if torch.cuda.is_initialized():
+            gc.collect()
+            gc.collect()  # finalisers of the first round let go of what they held
+            torch.cuda.empty_cache()
 
 
 def _make_for_all(path: Path) -> None:

@@ -105,6 +105,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clipping if stage > 0 else 0.0,
         "steps_per_print": None,
+        # its clock waits for the GPU twice a step, and in every forward pass
+        "timers": {"throughput": {"enabled": False}},
         "zero_force_ds_cpu_optimizer": False,  # its own CPU Adam would have to be compiled
         "zero_optimization": {
             "stage": stage,
@@ -118,4 +120,6 @@ def deepspeed_config(
     if settings.precision == "bf16":
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if stage == 1:  # the sums of all micro-batches, once a step: rounded, fp32 was for nothing
+            config["communication_data_type"] = "fp32"
     return config

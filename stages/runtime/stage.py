@@ -41,7 +41,7 @@ from stages.runtime.distributed import (
     process_group,
     under_launcher,
 )
-from stages.runtime.gpus import reserved, visible_gpus
+from stages.runtime.gpus import gpu_memory_returned, reserved, visible_gpus
 from stages.runtime.heap import keep_freed_memory
 from stages.runtime.launched import run_attempts, time_limit
 from stages.runtime.launcher import Launch
@@ -170,7 +170,7 @@ def _run_here(
         made = attempts.new_attempt(store, key, config, force) if rank.is_main else None
         attempt = rank.broadcast_object(made)
         assert attempt is not None
-        with reserved(gpus), time_limit(stage.name, launch):
+        with reserved(gpus), gpu_memory_returned(), time_limit(stage.name, launch):
             return StageResult(_attempt(stage, config, store, key, attempt, rank), False)
 
 

@@ -65,23 +65,24 @@ def speed_metrics(
 class Meter:
     """Measures the steps of one stage. All ranks make the same calls; each watches its own card.
 
-    Checkpoints and evaluations between steps are not in it.
+    Time is a step's own; checkpoints and evaluations between steps are not in it, but in the
+    energy, which is counted from one reading to the next.
     """
 
     def __init__(self, precision: Precision, rank: Rank, card: Card | None = None) -> None:
         self._rank = rank
         self._site = Site.of_environment()
-        self._joules = _energy_counter(rank.device)
-        self._spent = (0.0, math.nan)
+        self._energy = Energy(_energy_counter(rank.device))
+        self._seconds = 0.0
         known = card or card_of(rank.device)
         self._peak_flops = known and rank.world_size * known.peak_flops(precision)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Measure the block: the work on one global batch, to its last number on the host."""
-        joules, started = self._joules(), time.perf_counter()
+        started = time.perf_counter()
         yield
-        self._spent = (time.perf_counter() - started, self._joules() - joules)
+        self._seconds = time.perf_counter() - started
 
     def training(self, module: nn.Module, lengths: Sequence[int]) -> dict[str, float]:
         """`metrics` of a step that trained `module` once on documents of these lengths."""
@@ -90,19 +91,41 @@ class Meter:
     def metrics(self, num_tokens: int, flops: float) -> dict[str, float]:
         """Of the last step, for `WorkDir.track`; tokens and operations are those of all ranks.
 
-        Energy is the step's own: that of a stage is the sum over its steps.
+        The energy is that since the last reading, and 0 where none is due: that of a stage is the
+        sum over its steps.
         """
-        seconds, joules = self._spent
+        joules = self._energy.since_last_reading()
         if self._rank.device.type == "cuda":
             joules = self._rank.sum(joules)  # NaN when one rank's card does not say
         return speed_metrics(
-            seconds,
+            self._seconds,
             num_tokens,
             flops,
             peak_flops=self._peak_flops,
             joules=joules,
             site=self._site,
         )
+
+
+class Energy:
+    """A card's counter, read at most once a second.
+
+    It moves about ten times a second (seen on an H100), so that of a shorter step it says nothing,
+    and every reading is a call into the driver.
+    """
+
+    def __init__(self, joules: Callable[[], float]) -> None:
+        self._joules = joules
+        self._last = joules()
+        self._read_at = time.monotonic()
+
+    def since_last_reading(self) -> float:
+        """Joules used since; 0 within a second of it, NaN where the card does not count."""
+        now = time.monotonic()
+        if math.isnan(self._last) or now - self._read_at < 1.0:
+            return self._last * 0
+        before, self._last, self._read_at = self._last, self._joules(), now
+        return self._last - before
 
 
 def _energy_counter(device: torch.device) -> Callable[[], float]:

@@ -36,7 +36,11 @@ def initialize(
             _shard(module, config)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if dist.get_world_size() == 1:
-        engine.enable_backward_allreduce = config["zero_optimization"]["stage"] > 0
+        # What shards gradients moves them to the masters in its reduction. ZeRO-1 in bf16 has done
+        # so before, and would copy all of them to add up nothing.
+        is_summed_before = hasattr(engine.optimizer, "get_grads_for_reduction")
+        is_sharded = config["zero_optimization"]["stage"] > 0
+        engine.enable_backward_allreduce = is_sharded and not is_summed_before
     return engine
 
 

@@ -1,7 +1,7 @@
 """Ghost Attention: which tokens of a hand-made dialogue are learnt, and the whole stage."""
 
 import pytest
-from small_store import prompt, small_store, small_tokenizer
+from small_store import CONTEXT, prompt, small_store, small_tokenizer
 
 from data_contracts.artifacts import ArtifactRef
 from data_contracts.errors import UserError
@@ -171,3 +171,27 @@ def test_no_room_for_a_second_turn_is_said(tmp_path):
     settings = config(prompts=refs["prompts"], policy=refs["policy"], max_new_tokens=150)
     with pytest.raises(UserError, match="came to a second answer within the model's context"):
         ghost_attention.run(settings, work)
+
+
+LISTED = FIGURE | {"question": "The river has old walls, has it?"}
+
+
+def of_store(refs, **changes):
+    return config(prompts=refs["prompts"], policy=refs["policy"], **changes)
+
+
+def test_a_question_for_values_that_does_not_fit_is_said_before_anything_is_sampled(tmp_path):
+    work, refs = small_store(tmp_path, [prompt(f"p{i}", "The river") for i in range(4)])
+    for max_new_tokens in (CONTEXT - 2, CONTEXT):
+        asked = of_store(refs, attributes=[LISTED], max_new_tokens=max_new_tokens)
+        with pytest.raises(UserError, match=r"question for values of figure.*max_new_tokens"):
+            ghost_attention.run(asked, work)
+
+
+def test_prompts_that_make_no_dialogue_are_explained(tmp_path):
+    system = {"role": "system", "content": "Be kind."}
+    lonely = prompt("p", "The river")
+    lonely["messages"] = [system, *lonely["messages"]]
+    work, refs = small_store(tmp_path, [lonely, prompt("q", "The garden")])
+    with pytest.raises(UserError, match=r"2 prompts make no dialogue.*same system message"):
+        ghost_attention.run(of_store(refs, max_new_tokens=16), work)

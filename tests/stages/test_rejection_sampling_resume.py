@@ -5,6 +5,7 @@ import math
 import pytest
 from small_store import prompt, small_store, table
 
+from data_contracts.errors import UserError
 from data_contracts.parquet import read_table
 from data_contracts.tables import CONTRACTS
 from stages import rejection_sampling
@@ -24,22 +25,34 @@ class KilledError(Exception):
     """Stands for the end of the process in the middle of the fine-tuning."""
 
 
-def test_samples_are_drawn_once_and_learnt_to_the_end(tmp_path, monkeypatch):
+def three_prompts(tmp_path, **changes):
+    """A place to sample for three prompts in, and the settings that do it."""
     work, refs = small_store(tmp_path, [prompt(f"h{i}", f"The river has {i}") for i in range(3)])
     names = ("prompts", "policy", "helpfulness_rm", "safety_rm")
-    config = rejection_sampling.Config.model_validate(
-        {
-            **{name: refs[name] for name in names},
-            "version": 1,
-            "start_from": refs["policy"],
-            "demonstrations": table(work, tmp_path / "sft", "demonstrations", [DEMONSTRATION]),
-            "num_prompts": {"helpfulness": 3},
-            "num_samples": 3,
-            "max_new_tokens": 16,
-            "drop_all_unsafe": False,
-            "finetuning": {"sequence_length": 64},
-        }
-    )
+    values = {
+        **{name: refs[name] for name in names},
+        "version": 1,
+        "start_from": refs["policy"],
+        "demonstrations": table(work, tmp_path / "sft", "demonstrations", [DEMONSTRATION]),
+        "num_prompts": {"helpfulness": 3},
+        "num_samples": 3,
+        "max_new_tokens": 16,
+        "drop_all_unsafe": False,
+        "finetuning": {"sequence_length": 64},
+        **changes,
+    }
+    return work, rejection_sampling.Config.model_validate(values)
+
+
+def test_a_prompt_whose_answer_could_not_be_learnt_is_refused_before_it_is_sampled(tmp_path):
+    """The model's context has room for it, and a sequence of the fine-tuning has not."""
+    work, config = three_prompts(tmp_path, finetuning={"sequence_length": 20})
+    with pytest.raises(UserError, match=r"Prompt h\d .* tokens; 4 fit beside the response"):
+        rejection_sampling.run(config, work)
+
+
+def test_samples_are_drawn_once_and_learnt_to_the_end(tmp_path, monkeypatch):
+    work, config = three_prompts(tmp_path)
     learnt: list[list[Example]] = []
 
     def killed(model, examples, *rest):

@@ -93,7 +93,7 @@ def test_the_best_of_k_is_learned_as_it_was_drawn(tmp_path, tokenizer, drawn, mo
         return finetune(model, examples, *rest)
 
     monkeypatch.setattr(rejection_sampling, "finetune", listening)
-    work, refs = published(tmp_path, tokenizer)
+    work, refs = published(tmp_path, tokenizer, writes_text=True)
     for version in (1, 2):
         output = rejection_sampling.run(stage_config(refs, version), work)
         shutil.rmtree(work.checkpoints)  # as for every stage that has come to its end
@@ -120,7 +120,7 @@ def test_a_student_learns_what_the_larger_model_drew(tmp_path, tokenizer, drawn,
         return finetune(model, examples, *rest)
 
     monkeypatch.setattr(distillation, "finetune", listening)
-    work, refs = published(tmp_path, tokenizer)
+    work, refs = published(tmp_path, tokenizer, writes_text=True)
     folder, kind = rejection_sampling.run(stage_config(refs, 1), work).artifacts["scored_samples"]
     samples = work.store.publish(folder, kind)
     rows = [r for r in work.table(samples, "scored_samples").to_pylist() if r["best"]]
@@ -136,7 +136,7 @@ def test_a_student_learns_what_the_larger_model_drew(tmp_path, tokenizer, drawn,
 
 def test_where_all_samples_are_unsafe_there_is_nothing_to_learn(tmp_path, tokenizer):
     """These reward models are drawn at random; the threshold says that nothing is safe."""
-    work, refs = published(tmp_path, tokenizer)
+    work, refs = published(tmp_path, tokenizer, writes_text=True)
     strict = {"gate_threshold": 0.999999, "drop_all_unsafe": True}
     config = stage_config(refs, 1).model_copy(update=strict)
     with pytest.raises(UserError, match=r"None of 6 prompts has an answer to learn"):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from trap_models import EOS, causal_lm, reward_model
 from trap_ppo import work_dir
 
@@ -9,6 +10,7 @@ from data_contracts.artifacts import ArtifactRef
 from data_contracts.parquet import write_table
 from data_contracts.tables import CONTRACTS
 from kernels.hf_layout import save_causal, save_reward
+from kernels.model import CausalLM
 from stages.models.folders import CHECKPOINT_KIND
 from stages.runtime.stage import WorkDir
 from stages.text.tokenizer import Tokenizer
@@ -16,10 +18,14 @@ from stages.text.tokenizer import Tokenizer
 SPECIAL = {"bos_id": 1, "eos_id": EOS, "pad_id": 3}
 
 
-def published(folder: Path, tokenizer: Tokenizer) -> tuple[WorkDir, dict[str, ArtifactRef]]:
+def published(
+    folder: Path, tokenizer: Tokenizer, writes_text: bool = False
+) -> tuple[WorkDir, dict[str, ArtifactRef]]:
     """The place to run a stage in, and its inputs by the names that configs give them."""
     work = work_dir(folder)
     policy, other = causal_lm(1, eos_logit=6), causal_lm(2, eos_logit=6)
+    if writes_text:
+        policy = writing_text(policy, tokenizer)
     refs = {
         "policy": _model(work, folder / "policy", policy, tokenizer),
         "other": _model(work, folder / "other", other, tokenizer),
@@ -29,6 +35,16 @@ def published(folder: Path, tokenizer: Tokenizer) -> tuple[WorkDir, dict[str, Ar
         "demonstrations": _table(work, folder / "sft", "demonstrations", demonstration_rows()),
     }
     return work, refs
+
+
+@torch.no_grad()
+def writing_text(model: CausalLM, tokenizer: Tokenizer) -> CausalLM:
+    """The model with control pieces and bytes as good as never drawn: most of their strings are no
+    text, and rejection sampling learns text."""
+    for piece in range(tokenizer.vocab_size):
+        if piece != EOS and (tokenizer.is_control(piece) or tokenizer.is_byte(piece)):
+            model.lm_head.weight[piece, 0] -= 2.5  # about 10 in logits
+    return model
 
 
 def prompt_rows() -> list[dict[str, object]]:

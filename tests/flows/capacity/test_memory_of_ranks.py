@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_the_peak_of_a_step(
     allocated: dict[str, dict[str, int]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "BUCKET_ELEMENTS", BUCKET_ELEMENTS)
+    monkeypatch.setattr(memory, "activations", partial(memory.activations, fused=False))
     settings = PretrainSettings(sequence_length=8, global_batch_size=4, micro_batch_size=1)
     knobs = Knobs(EngineSettings.model_validate(CASES[name]), micro_batch_size=1)
     held = pretrain(settings, CONFIG, knobs, num_ranks=2)

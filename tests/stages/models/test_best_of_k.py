@@ -39,6 +39,12 @@ def test_a_set_of_unsafe_answers_teaches_nothing():
     assert choose_best([0, 1], cut_off, scores, unsafe_below=-2.5) is None, "it was cut off"
 
 
+def test_an_answer_that_is_no_text_is_not_learnt():
+    samples = [Sample([4, 2], "half a letter \ufffd", True), Sample([5, 2], "whole", True)]
+    assert choose_best([0, 1], samples, scored([2.0, 1.0])) == 1
+    assert choose_best([0], samples, scored([2.0, 1.0])) is None
+
+
 def row(prompt: str, reward: float, best: bool = False, **changes: object) -> dict[str, object]:
     defaults = {"finished": True, "response": "a", "safety_score": 1.0}
     return {"prompt_id": prompt, "reward": reward, "best": best, **defaults, **changes}
@@ -50,6 +56,7 @@ def test_ties_unsafe_sets_and_cut_off_samples_are_counted():
         *(row("clear", 1.0, best=True), row("clear", 1.0, finished=False)),
         *(row("unsafe", 2.0, safety_score=-5.0), row("unsafe", 1.0, safety_score=-3.0)),
         *(row("cut", 1.0, finished=False), row("cut", 1.0, response=" ")),
+        row("cut", 1.0, response="half \ufffd"),
     ]
     assert choice_counts(rows, unsafe_below=-1.7) == {
         "num_cut_off": 2.0,
@@ -76,13 +83,19 @@ def test_the_temperature_with_the_best_maxima_wins_domain_by_domain():
     assert worth[1.2] == pytest.approx((helpful + safe) / 2, rel=1e-4)
 
 
-def test_prompts_without_a_usable_sample_at_one_temperature_count_at_none():
+def test_a_temperature_without_a_usable_sample_has_the_worst_reward_there():
     domains = ["helpfulness", "helpfulness"]
     rewards = {
         0.8: torch.tensor([[0.0, 1.0], [5.0, -INF]]),
         1.2: torch.tensor([[0.0, 2.0], [-INF, -INF]]),
+        9.0: torch.full((2, 2), -INF),
     }
-    assert best_temperature(rewards, domains)[0] == 1.2
+    best, worth = best_temperature(rewards, domains)
+    # the pool 0, 1, 5, 0, 2: mean 1.6, deviation sqrt(3.44); best of each (1, 5), (2, 0), (0, 0)
+    assert best == 0.8
+    expected = {0.8: 3 - 1.6, 1.2: 1 - 1.6, 9.0: -1.6}
+    for temperature, centred in expected.items():
+        assert worth[temperature] == pytest.approx(centred / math.sqrt(3.44), rel=1e-4)
     nothing = {t: torch.full((2, 2), -INF) for t in (0.8, 1.2)}
     assert best_temperature(nothing, domains) == (0.8, {0.8: 0.0, 1.2: 0.0})
 

@@ -59,12 +59,21 @@ def row(name, *contents, system=None):
 
 def test_single_questions_are_joined_and_dialogues_stay_as_they_are():
     rows = [row("p1", "q1"), row("h1", "u1", "a1", "u2"), row("p2", "q2"), row("p3", "q3")]
-    rows += [row("h2", "u", system="s"), row("p4", "q4"), row("p5", "q5"), row("p6", "left over")]
-    assert joined_dialogues(rows, [2, 3]) == [
+    rows += [row("h2", "u", "a", "v", system="s"), row("p4", "q4"), row("p5", "q5")]
+    assert joined_dialogues([*rows, row("p6", "left over")], [2, 3]) == [
         Dialogue("h1", ("u1", "u2"), ("a1",)),
         Dialogue("p1", ("q1", "q2")),
-        Dialogue("h2", ("u",), (), "s"),
+        Dialogue("h2", ("u", "v"), ("a",), "s"),
         Dialogue("p3", ("q3", "q4", "q5")),
+    ]
+
+
+def test_single_questions_are_joined_under_their_own_system_message():
+    rows = [row("a", "q1", system="s"), row("b", "q2"), row("c", "q3", system="t")]
+    rows += [row("d", "q4", system="s"), row("e", "q5")]
+    assert joined_dialogues(rows, [2, 2, 2]) == [
+        Dialogue("a", ("q1", "q4"), (), "s"),
+        Dialogue("b", ("q2", "q5")),
     ]
 
 

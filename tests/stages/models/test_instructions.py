@@ -58,3 +58,14 @@ def test_an_attribute_needs_a_place_and_a_source():
         Attribute(name="x", instruction="Be kind.", short="{value}", values=("v",))
     with pytest.raises(ValidationError, match="give values"):
         Attribute(name="x", instruction="{value}", short="{value}")
+
+
+def test_names_that_begin_with_a_digit_stay_whole_and_emphasis_goes():
+    assert listed_values("3D printing\n50 Cent\nchess") == ["3D printing", "50 Cent", "chess"]
+    assert listed_values("1. **Golf**\n2) *chess*\n(3) go") == ["Golf", "chess", "go"]
+
+
+def test_the_last_value_of_a_list_that_was_cut_off_is_left_out():
+    assert listed_values("1. golf\n2. Photogr", is_whole=False) == ["golf"]
+    assert listed_values("golf, chess, Photo", is_whole=False) == ["golf", "chess"]
+    assert listed_values("1. golf\n2. ch\ufffd") == ["golf"]

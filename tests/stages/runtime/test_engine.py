@@ -93,6 +93,17 @@ def test_bf16_accumulates_micro_batches_in_fp32(zero_stage: int) -> None:
     assert losses == pytest.approx(PLAIN_LOSSES, abs=0.05)
 
 
+def test_bf16_keeps_the_sums_of_micro_batches_in_fp32_to_the_update() -> None:
+    """Rounded on their way through the reduction, fp32 sums would be for nothing."""
+    engine = build(process_group(), 0, "bf16")
+    tokens, targets = batch(0)
+    for i, piece in enumerate(zip(tokens.split(4), targets.split(4), strict=True)):
+        engine.backward(engine(*piece).losses.sum() / len(tokens), last=i == 2)
+    sums = torch.cat(engine._deepspeed.optimizer.fp32_groups_gradients_flat)
+    exact = sums != sums.bfloat16().float()
+    assert exact.float().mean() > 0.5  # most have digits that bf16 has not
+
+
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (2, "bf16")])
 def test_what_is_gathered_has_the_trained_weights(zero_stage: int, precision: str) -> None:
     rank = process_group()

@@ -12,7 +12,13 @@ from kernels.model import CausalLM, ModelConfig
 from stages.runtime import throughput
 from stages.runtime.cards import CARDS, Site, card_of
 from stages.runtime.distributed import Rank
-from stages.runtime.throughput import Meter, nvml_joules, speed_metrics, training_flops
+from stages.runtime.throughput import (
+    Energy,
+    Meter,
+    nvml_joules,
+    speed_metrics,
+    training_flops,
+)
 
 CONFIG = ModelConfig(
     vocab_size=10, dim=4, n_layers=2, n_heads=2, n_kv_heads=1, ffn_hidden=8, max_seq_len=64
@@ -94,6 +100,18 @@ class FakeNvml(ModuleType):
         if self.millijoules is None:
             raise self.NVMLError("Not Supported")
         return self.millijoules
+
+
+def test_energy_is_read_once_a_second_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [100.0], [5.0]
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
+    energy = Energy(lambda: used[0])
+    found = []
+    for seconds, joules in ((0.4, 20.0), (0.4, 30.0), (0.3, 40.0), (0.5, 50.0), (0.6, 60.0)):
+        now[0], used[0] = now[0] + seconds, joules
+        found.append(energy.since_last_reading())
+    assert found == [0.0, 0.0, 35.0, 0.0, 20.0]
+    assert math.isnan(Energy(lambda: math.nan).since_last_reading())
 
 
 def test_energy_is_read_where_the_card_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
