@@ -82,8 +82,6 @@ def up(
     from flows.standing.programs import POOLS, environment_of, stage_pools, user_variables
     from flows.standing.up import Servers
 
-    if chosen.data_dir is None:  # workers run in folders of their own
-        chosen = chosen.model_copy(update={"data_dir": Path.cwd()})
     # the weekly iterations go on beyond the file's num_versions, and the home's recipe with them
     claim(where, as_far_as_begun(chosen, opened(where)[1]))
     prepare(where)

@@ -187,14 +187,16 @@ def gc(
     typer.echo(f"{'would free' if dry_run else 'freed'} {total}")
 
 
-def _planned(where: Places, store: "Store") -> set[str]:
-    """Keys that the home's recipe would run next."""
+def _planned(where: Places, store: "Store") -> set[str] | None:
+    """Keys that the home's recipe would run next; None where a source file is not here to tell."""
     from data_contracts.ledger import Ledger
     from flows.occupied import remembered
     from flows.planner import plan
 
     recipe = remembered(where)
     steps = plan(recipe, store, Ledger(store)) if recipe else []
+    if any(step.missing for step in steps):
+        return None
     return {step.key for step in steps if step.action == "run" and step.key}
 
 

@@ -58,7 +58,7 @@ class _Needed:
 def find_garbage(
     store: Store,
     registered: Collection[str],
-    planned: Collection[str],
+    planned: Collection[str] | None,
     older_than: float,
     unfinished: bool = False,
 ) -> Sorting:
@@ -68,6 +68,7 @@ def find_garbage(
         store: the home; nobody may be at work in it.
         registered: digests of all registered models.
         planned: keys that the home's recipe would run next: they resume from their work folder.
+            None when nobody can tell, and everything unfinished may be among them.
         older_than: days since anything of it was written.
         unfinished: whether this age is enough for what other unfinished runs resume from, too.
     """
@@ -149,7 +150,7 @@ def _unneeded_objects(store: Store, needed: _Needed, before: float) -> Iterator[
                 yield Item(name, "no version and no registered model needs it", usage.num_bytes)
 
 
-def _resumed(store: Store, planned: Collection[str], since: float) -> dict[str, str]:
+def _resumed(store: Store, planned: Collection[str] | None, since: float) -> dict[str, str]:
     """Stage keys that a run goes on from, each with the run; all of their work folder stays.
 
     An earlier attempt may be the one that says whether the run was forced, and so whether the next
@@ -157,8 +158,12 @@ def _resumed(store: Store, planned: Collection[str], since: float) -> dict[str, 
     """
     found = {}
     for key in store.work_keys():
-        if key in planned:
+        if planned is not None and key in planned:
             found[key] = "the recipe's next run resumes from it"
+        elif planned is None and _is_unfinished(store, key):
+            found[key] = (
+                "the recipe's next run may resume from it: its source files are not here to tell"
+            )
         elif _is_unfinished(store, key) and store.usage(f"work/{key}").modified_at > since:
             found[key] = (
                 f"a run that has not finished resumes from it, for {UNFINISHED_DAYS} days; "

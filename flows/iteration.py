@@ -29,7 +29,7 @@ from flows.planner import as_far_as_begun, head_manifest, refuse_unknown
 from flows.recipe import Recipe, load_recipe, validated
 from flows.runner import NodeResult, Walk
 from flows.stage_runs import on_pools
-from flows.tasks import run_task
+from flows.tasks import finished_tasks, run_task
 
 LOG = logging.getLogger(__name__)
 SKIPPED = "Skipped"
@@ -127,13 +127,14 @@ def _walk_version(
 ) -> dict[str, Any] | State[None]:
     make = base_nodes(walk.recipe) if version == BASE else version_nodes(walk.recipe, version)
     results: list[NodeResult] = []
+    finished = finished_tasks() if force else set()
     walk.outputs = read_pins(walk.store, version) | given
     pin(walk, version)
     try:
         for node in make:
             if message := _awaited(node, walk):
                 return Completed(name=AWAITING_LABELS, message=message)
-            results.append(run_task(node, walk, force))
+            results.append(run_task(node, walk, [] if node.id.name in finished else force))
         if version != BASE:
             pass_gates(walk, version)
     finally:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from data_contracts.durable import write_durably
 from data_contracts.errors import UserError
@@ -87,11 +88,27 @@ def _log_of_deployment() -> "logging.Logger | logging.LoggerAdapter[logging.Logg
 def claim(where: Places, recipe: Recipe, keep: bool = False) -> None:
     """Write down the home's recipe, which later commands take; `keep` leaves one that is there.
 
-    Raises UserError when the home holds another product.
+    With the folder of its files, for whoever reads it in another one. Raises UserError when the
+    home holds another product.
     """
     refuse_other_product(where, recipe)
     if not (keep and where.recipe.is_file()):
-        write_durably(where.recipe, recipe.model_dump_json(indent=2).encode())
+        settled = recipe.model_copy(update={"data_dir": _data_dir(where, recipe)})
+        write_durably(where.recipe, settled.model_dump_json(indent=2).encode())
+
+
+def _data_dir(where: Places, recipe: Recipe) -> Path | None:
+    """The folder of a recipe's files: the current one where none is named, but for a worker, whose
+    runs each have a temporary one; there it stays what the home remembers."""
+    if recipe.data_dir is not None:
+        return recipe.data_dir.absolute()
+    if _log_of_deployment() is None:
+        return Path.cwd()
+    try:
+        before = remembered(where)
+    except UserError:  # damaged, and about to be written anew
+        return None
+    return before.data_dir if before else None
 
 
 def remembered(where: Places) -> Recipe | None:

@@ -85,6 +85,18 @@ class LaunchSettings(Contract):
             raise ValueError(f"there is no stage {unknown[0]}; the stages are {', '.join(known)}")
         return value
 
+    @field_validator("hostfile")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        """DeepSpeed's launcher would go on with this machine alone. Absolute: a worker's run has
+        another current folder."""
+        if value is None:
+            return None
+        file = value.expanduser().absolute()
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}; name it by its full path")
+        return file
+
     @field_validator("pools")
     @classmethod
     def _names_pools(cls, value: dict[str, str]) -> dict[str, str]:

@@ -2,13 +2,8 @@
 
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import StateType
-from prefect.runtime import flow_run
 
 from data_contracts.store import Store
 from flows.boards import publish_board, publish_overview
@@ -19,7 +14,7 @@ from flows.numbering import LAST_STAGE
 from flows.occupied import occupied
 from flows.planner import as_far_as_begun
 from flows.runner import NodeResult, Walk, find_nodes
-from flows.tasks import run_task
+from flows.tasks import finished_tasks, run_task
 
 
 class StageName(StrEnum):
@@ -72,7 +67,7 @@ def rerun_stage(
 
     Returns for every node that ran "same" or "changed".
     """
-    finished = _finished_tasks() if force else set()
+    finished = finished_tasks() if force else set()
 
     def run(node: Node, walk: Walk, forced: bool) -> NodeResult:
         is_forced = forced and node.id.name not in finished
@@ -92,14 +87,6 @@ def rerun_stage(
     publish_board(iteration, [done.result for done in reruns])
     publish_overview(walk)
     return {str(done.result.node.id): "same" if done.is_same else "changed" for done in reruns}
-
-
-def _finished_tasks() -> set[str]:
-    """Names of the tasks that this flow run has completed before: some only when it is retried."""
-    own = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(flow_run.id))]))
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(flow_run_filter=own)
-    return {task.name for task in tasks if task.state_type == StateType.COMPLETED}
 
 
 def _is_last(node: Node) -> bool:

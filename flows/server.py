@@ -79,7 +79,10 @@ def begin_api(where: Places) -> Api:
     Call it before anything imports prefect, which reads the address once, and `wait` after: the
     import and the server's start take seconds each, and go on side by side.
     """
-    given = os.environ.get(API_URL_VARIABLE) or use_standing(where)
+    given = os.environ.get(API_URL_VARIABLE)
+    servers = state.read(where)
+    if not given or (servers is not None and given == f"{servers.prefect}/api"):
+        given = use_standing(where)  # their MLflow, too
     if given:
         return Api(given, given)
     log = where.prefect_home / "server.log"

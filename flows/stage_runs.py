@@ -9,6 +9,7 @@ on; a retry of it finds the stage's run again by its key.
 import itertools
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from httpx import HTTPStatusError, TransportError
@@ -18,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, Completed, Failed
+from prefect.states import Cancelled, Cancelling, Completed, Failed
 
 from data_contracts.base import Contract, StageConfig
 from data_contracts.durable import write_durably
@@ -28,6 +29,7 @@ from data_contracts.store import Store
 from flows.environment import places, prepare
 from flows.node import Node
 from flows.runner import Walk, run_here
+from stages.runtime import stopping
 from stages.runtime.launcher import Launch
 from stages.runtime.stage import StageResult, run_stage, stage_module
 from stages.runtime.stopping import Stopped
@@ -152,10 +154,17 @@ class _Call:
         assert isinstance(run, FlowRun)
         return run
 
-    def wait(self, run: FlowRun) -> FlowRun:
-        """The run once it has ended; a server that is away meanwhile is waited for, too."""
+    def wait(self, run: FlowRun, scratch: Path) -> FlowRun:
+        """The run once it has ended; a server that is away meanwhile is waited for, too.
+
+        Raises Stopped when the home, whose scratch folder says so, is asked to stop before a worker
+        has taken the run: at work the stage itself is asked.
+        """
         is_away = False
         while run.state is None or not run.state.is_final():
+            if stopping.is_asked(scratch) and (run.state is None or run.state.is_scheduled()):
+                self.client.set_flow_run_state(run.id, Cancelled(message="Stopped on request"))
+                raise stopping.stopped(f"before pool {self.pool} took {self.node.id}")
             time.sleep(_POLL_SECONDS)
             try:
                 run = self.client.read_flow_run(run.id)
@@ -183,7 +192,7 @@ def _attempts(call: _Call, walk: Walk) -> StageResult:
             continue  # of an earlier run of this iteration, which failed then
         starts += 1
         try:
-            run = call.wait(run)
+            run = call.wait(run, walk.store.scratch)
         except BaseException:
             call.cancel_with_us(run)
             raise

@@ -4,9 +4,14 @@ Prefect's result cache is off: it forgets under changed decorators, misses chang
 believes in files that are gone.
 """
 
+from uuid import UUID
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, StateType
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.node import Node
@@ -41,3 +46,14 @@ def run_task(node: Node, walk: Walk, force: list[str]) -> NodeResult:
     result = state.result()
     assert isinstance(result, NodeResult)
     return result
+
+
+def finished_tasks() -> set[str]:
+    """Names of the tasks that this flow run has completed before: some only when it is retried.
+
+    What was to be made again by force has been, and nobody pays for it twice.
+    """
+    own = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(flow_run.id))]))
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=own)
+    return {task.name for task in tasks if task.state_type == StateType.COMPLETED}

@@ -106,7 +106,12 @@ class Servers:
     @contextmanager
     def _signals_kept(self) -> Iterator[None]:
         """A signal is only noted; it becomes Interrupted where we look."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # under nohup a hang-up is ignored, and that is what was asked for
+        numbers = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        ]
         before = {n: signal.signal(n, lambda n, _: self._asked.append(n)) for n in numbers}
         try:
             yield
@@ -177,11 +182,14 @@ class Servers:
         return _Kept(program, keeper, time.monotonic())
 
     def _is_at_work(self, program: Program) -> bool:
-        """Whether its URL answers; of a worker's pool also that the worker has reported."""
+        """Whether its URL answers; of a worker's pool also that the worker has reported.
+
+        A pool that somebody has paused says nothing of its worker, and is to stay paused.
+        """
         content = self._get(program.health)
         if content is None:
             return False
-        return not program.pool or json.loads(content)["status"] == "READY"
+        return not program.pool or json.loads(content)["status"] in ("READY", "PAUSED")
 
     def _get(self, url: str) -> bytes | None:
         request = urllib.request.Request(url)

@@ -16,7 +16,9 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from data_contracts.errors import UserError
 from data_contracts.store import Store
 from flows import occupied as module
-from flows.occupied import HomeOccupiedError, occupied
+from flows.environment import Places, places
+from flows.occupied import HomeOccupiedError, claim, occupied, remembered
+from flows.recipe import load_recipe
 
 
 @pytest.fixture
@@ -105,3 +107,34 @@ def test_it_does_not_wait_for_a_lock_that_cannot_be_opened(
     with pytest.raises(UserError, match="Cannot open the lock") as refused, occupied(store):
         pass
     assert not isinstance(refused.value, HomeOccupiedError)
+
+
+def test_a_home_remembers_the_folder_of_its_recipes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rlhf gc`, the watcher and workers read the recipe in other folders."""
+    monkeypatch.chdir(tmp_path)
+    where = places(str(tmp_path / "home"))
+    claim(where, load_recipe("demo"))
+    assert remembered_folder(where) == tmp_path
+    claim(where, load_recipe("demo", data_dir="data"))
+    assert remembered_folder(where) == tmp_path / "data"
+
+
+def test_a_worker_leaves_the_remembered_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_deployment: FlowRunContext
+) -> None:
+    where = places(str(tmp_path / "home"))
+    (tmp_path / "of_one_run").mkdir()
+    monkeypatch.chdir(tmp_path / "of_one_run")
+    claim(where, load_recipe("demo"))
+    assert remembered_folder(where) is None
+    claim(where, load_recipe("demo", data_dir=str(tmp_path)))
+    claim(where, load_recipe("demo"))
+    assert remembered_folder(where) == tmp_path
+
+
+def remembered_folder(where: Places) -> Path | None:
+    recipe = remembered(where)
+    assert recipe is not None
+    return recipe.data_dir

@@ -201,3 +201,15 @@ def test_null_in_place_of_a_mapping_is_its_default(tmp_path: Path) -> None:
     file.write_text("extends: real\nproduct: mine\npretrain: {source_weights: null}\n")
     assert load_recipe(str(file)).pretrain.source_weights == {}
     assert load_recipe("demo", ["world=null"]).world is None
+
+
+def test_a_hostfile_is_there_and_known_by_its_full_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without it DeepSpeed trains on one machine, and says so in a log alone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"launch\.hostfile.*there is no file"):
+        load_recipe("demo", ["launch.hostfile=hosts"])
+    (tmp_path / "hosts").write_text("here slots=1\n")
+    found = load_recipe("demo", ["launch.hostfile=hosts"]).launch.hostfile
+    assert found == tmp_path / "hosts"

@@ -188,6 +188,7 @@ def test_a_retry_does_not_make_again_what_its_run_has_made(
     new_walk: NewWalk, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ):
     from flows import rerun as flow
+    from flows import tasks as flow_tasks
 
     begun(new_walk, recipe)
     tasks = [("reward_model-safety", StateType.COMPLETED), ("rejection_sampling", StateType.FAILED)]
@@ -208,7 +209,7 @@ def test_a_retry_does_not_make_again_what_its_run_has_made(
         return run_node(node, walk, force=bool(force))
 
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", run_id)
-    monkeypatch.setattr(flow, "get_client", lambda sync_client: Client())
+    monkeypatch.setattr(flow_tasks, "get_client", lambda sync_client: Client())
     monkeypatch.setattr(flow, "open_walk", lambda _, home: new_walk(recipe))
     monkeypatch.setattr(flow, "run_task", run_task)
     monkeypatch.setattr(flow, "publish_board", lambda version, results: None)
@@ -222,6 +223,27 @@ def test_a_retry_does_not_make_again_what_its_run_has_made(
     assert forced == [("v1/reward_model-safety", [])]
     again("rejection_sampling")
     assert forced == [("v1/rejection_sampling", ["v1/rejection_sampling"])], "it had failed"
+
+
+def test_a_retried_iteration_does_not_force_again_what_it_has_made(
+    new_walk: NewWalk, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    from flows import iteration as flow
+
+    walk = begun(new_walk, recipe)
+    forced: dict[str, bool] = {}
+
+    def run_task(node: Node, walk: Walk, force: list[str]) -> NodeResult:
+        forced[node.id.name] = bool(force)
+        return run_node(node, walk, force=False)
+
+    monkeypatch.setattr(flow, "run_task", run_task)
+    monkeypatch.setattr(flow, "finished_tasks", lambda: {"rejection_sampling"})
+    for name in ("publish_board", "publish_overview", "pass_gates", "pin"):
+        monkeypatch.setattr(flow, name, lambda *_: None)
+    flow._walk_version(walk, 1, ["v1/rejection_sampling", "v1/evaluate"], {})
+    assert not forced["rejection_sampling"]
+    assert forced["evaluate"]
 
 
 def test_the_form_offers_every_node():

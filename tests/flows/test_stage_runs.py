@@ -9,12 +9,14 @@ import pytest
 from fake_stages import walk_all
 
 from data_contracts.errors import UserError
+from flows import stage_runs
 from flows.graph import version_nodes
 from flows.node import Node
 from flows.recipe import LaunchSettings, Recipe
 from flows.runner import Walk
 from flows.stage_runs import Request, _attempts, _Call, _run, on_pools
 from flows.standing.programs import stage_pools
+from stages.runtime import stopping
 from stages.runtime.launcher import Launch
 from stages.runtime.stopping import Stopped
 
@@ -34,7 +36,7 @@ class Scripted(_Call):
         self.asked.append(number)
         return flow_run(self.script[number][0])
 
-    def wait(self, run: Any) -> Any:
+    def wait(self, run: Any, scratch: Path) -> Any:
         number = self.asked[-1]
         self.waited.append(number)
         return flow_run(self.script[number][1])
@@ -197,3 +199,35 @@ def test_an_override_is_about_one_verdict(tmp_path: Path):
     other = Verdict(version=3, gates=(gate.model_copy(update={"measured": 0.41}),))
     assert verdict.digest() != other.digest()
     assert [str(g) for g in verdict.failed()] == ["policy: is better (0.400, limit 0.500)"]
+
+
+class Waiting:
+    """A client whose one run stands still; what is done to it is noted."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+        self.set: list[str] = []
+
+    def read_flow_run(self, _: Any) -> Any:
+        raise AssertionError("it was not asked to stop")
+
+    def set_flow_run_state(self, _: Any, state: Any) -> None:
+        self.set.append(state.name)
+
+
+def test_a_stage_that_waits_for_its_pool_is_given_up_when_the_home_is_asked_to_stop(
+    done: tuple[Walk, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At work the stage itself is asked, and writes a checkpoint; here nobody would be."""
+    walk, node, key = done
+    monkeypatch.setattr(stage_runs, "_POLL_SECONDS", 0.0)
+    walk.store.scratch.mkdir(parents=True, exist_ok=True)
+    stopping.ask(walk.store.scratch)
+    client = Waiting("scheduled")
+    call = _Call(client, node, key, "gpu", False)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(Stopped, match=r"before pool gpu took v1/evaluate"):
+        call.wait(flow_run("scheduled"), walk.store.scratch)
+    assert client.set == ["Cancelled"]
+    with pytest.raises(AssertionError, match="not asked"):  # at work: it is waited for
+        call.wait(flow_run("running"), walk.store.scratch)
+    assert client.set == ["Cancelled"]

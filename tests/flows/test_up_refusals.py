@@ -1,5 +1,6 @@
 """What `rlhf up` refuses before it starts anything, and what its keepers leave behind: nothing."""
 
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from flows.cli import app
 from flows.environment import places
 from flows.standing import state
 from flows.standing.addresses import Addresses
+from flows.standing.programs import Program
+from flows.standing.up import Servers
 
 
 def rlhf(*arguments: str, **environment: str) -> Result:
@@ -211,3 +214,26 @@ def test_a_keeper_leaves_nothing_behind(how: str, tmp_path: Path):
     finally:
         parent.kill()
         parent.communicate()
+
+
+def test_a_paused_pool_is_no_reason_to_end_the_servers(monkeypatch: pytest.MonkeyPatch):
+    servers = Servers.__new__(Servers)
+    program = Program("worker", "prefect", (), "http://here/pool", pool="rlhf")
+    for status, expected in (("READY", True), ("PAUSED", True), ("NOT_READY", False)):
+        content = json.dumps({"status": status}).encode()
+        monkeypatch.setattr(servers, "_get", lambda _, content=content: content)
+        assert servers._is_at_work(program) == expected
+
+
+def test_under_nohup_a_hang_up_stays_ignored():
+    servers = Servers.__new__(Servers)
+    servers._asked = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with servers._signals_kept():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert servers._asked == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

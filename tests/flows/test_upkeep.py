@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 from data_contracts.ledger import Ledger
 from data_contracts.store import Store
 from flows.cli import app
+from flows.graph import base_nodes
 from flows.occupied import claim
-from flows.planner import plan
+from flows.planner import Step, plan
 from flows.recipe import Recipe, load_recipe
 from flows.runner import Walk
 from stages.runtime.attempts import new_attempt
@@ -339,6 +340,21 @@ def test_gc_keeps_what_the_next_run_resumes_from(new_walk: NewWalk, home: Path) 
     assert result.exit_code == 0, result.output
     assert (attempt.parent / "checkpoints" / "step-00000002").exists()
     assert f"work/{key}/checkpoints  0.0 MB  kept: the recipe's next run" in result.stdout
+
+
+def test_gc_keeps_everything_unfinished_where_a_source_file_is_not_here(
+    new_walk: NewWalk, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the file nobody can tell which stage is next, and so what it would resume from."""
+    run(new_walk, "num_versions=0")
+    checkpoint = stopped_run(home, "other settings")
+    age(home, 100)
+    unknown = Step(base_nodes(load_recipe("demo"))[0], "run", "never run", missing="a.jsonl")
+    monkeypatch.setattr("flows.planner.plan", lambda *_: [unknown])
+    result = rlhf(home, "gc", "--older-than", "0", "--unfinished")
+    assert result.exit_code == 0, result.output
+    assert checkpoint.exists()
+    assert "kept: the recipe's next run may resume from it" in result.stdout
 
 
 def stopped_run(home: Path, how: str) -> Path:
