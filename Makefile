@@ -67,7 +67,8 @@ bench: $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.12/.installed  ## speed again
 gpu:  ## on a GPU: kernels right in bf16, how fast, the traps that need one; needs torch, triton, jaxtyping
 	$(GPU_PYTHON) -m benchmarks.gpu --output gpu.json
 	@if $(GPU_PYTHON) -c "import pytest, deepspeed, pydantic" 2>/dev/null; then \
-		$(GPU_PYTHON) -m pytest -m gpu tests/kernels tests/traps -q -r fE; \
+		OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest -m gpu -q -r fE \
+			tests/kernels tests/traps tests/stages tests/flows/capacity; \
 	else echo "The tests marked gpu were not run: $(GPU_PYTHON) lacks this project's environment."; fi
 
 clean:  ## forget the environment and the demo's results
