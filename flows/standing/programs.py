@@ -105,7 +105,7 @@ def environment_of(
         "PREFECT_HOME": str(where.prefect_home),
         # What a browser asks: without it port 4200, and on another machine its own. There the user
         # says by which name this one is known.
-        "PREFECT_SERVER_UI_API_URL": own.get("PREFECT_SERVER_UI_API_URL", at.api),
+        "PREFECT_SERVER_UI_API_URL": os.environ.get("PREFECT_SERVER_UI_API_URL", at.api),
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(where.prefect_home / "page"),
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
