@@ -57,6 +57,14 @@ def _room(recipe: "Recipe", context: int) -> Iterator[str]:
         "ppo": recipe.ppo_from_version <= last,
         "evaluate": last >= 1,
     }
+    sequence = recipe.rejection_sampling.finetuning.sequence_length
+    length = recipe.rejection_sampling.max_new_tokens
+    if sampled["rejection_sampling"] and sequence < context and length >= sequence:
+        yield (
+            f"rejection_sampling.max_new_tokens {length} leaves no room for a prompt in "
+            f"rejection_sampling.finetuning.sequence_length {sequence}, in which its answers are "
+            "learnt: lower the one or raise the other"
+        )
     for stage, is_used in sampled.items():
         length = getattr(recipe, stage).max_new_tokens
         if is_used and length >= context:

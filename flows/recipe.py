@@ -87,15 +87,9 @@ class LaunchSettings(Contract):
 
     @field_validator("hostfile")
     @classmethod
-    def _is_there(cls, value: Path | None) -> Path | None:
-        """DeepSpeed's launcher would go on with this machine alone. Absolute: a worker's run has
-        another current folder."""
-        if value is None:
-            return None
-        file = value.expanduser().absolute()
-        if not file.is_file():
-            raise ValueError(f"there is no file {file}; name it by its full path")
-        return file
+    def _in_full(cls, value: Path | None) -> Path | None:
+        """A worker's run has another current folder."""
+        return value.expanduser().absolute() if value else None
 
     @field_validator("pools")
     @classmethod

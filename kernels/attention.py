@@ -1,10 +1,10 @@
 """Causal self-attention over documents laid end to end, with nothing leaking between them.
 
 On CUDA in half precision this is PyTorch's own variable-length kernel, for the head dimensions that
-it takes. Elsewhere documents of like
-length are right-padded into one causal call, of `causal_blocks` on the CPU and of
-`scaled_dot_product_attention` else: a causal row never sees what stands to its right, so the
-padding needs no mask (a dense mask costs 5 times as much at eight documents).
+it takes. Elsewhere documents of like length are right-padded into one causal call, of
+`causal_blocks` on the CPU and of `scaled_dot_product_attention` else: a causal row never sees what
+stands to its right, so the padding needs no mask (a dense mask costs 5 times as much at eight
+documents).
 
 Legend: T tokens, N documents, H heads, KV key-value heads, D head dimension, S padded rows.
 """

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_contracts.errors import UserError
 from stages.runtime.supervisor import GRACE_SECONDS, WORK_VARIABLE, end_all
 
 
@@ -87,8 +88,17 @@ def run_launcher(
 
 
 def launcher_command(module: str, launch: Launch) -> list[str]:
-    """The launcher's module and arguments; the stage's own arguments follow."""
+    """The launcher's module and arguments; the stage's own arguments follow.
+
+    Raises UserError for a hostfile that is not there: DeepSpeed's launcher would go on with this
+    machine alone, and say so in a log.
+    """
     if launch.hostfile is not None:
+        if not launch.hostfile.is_file():
+            raise UserError(
+                f"The hostfile {launch.hostfile} does not exist",
+                "Correct launch.hostfile, or leave it out to run on this machine alone",
+            )
         return [
             *("deepspeed.launcher.runner", "--hostfile", str(launch.hostfile)),
             *("--num_gpus", str(launch.num_processes), "--no_local_rank", "--module", module),

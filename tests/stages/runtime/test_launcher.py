@@ -118,6 +118,9 @@ def is_alive(pid: int) -> bool:
 def test_many_machines_are_left_to_deepspeeds_launcher(tmp_path: Path) -> None:
     launch = Launch(num_processes=8, hostfile=tmp_path / "hosts")
     assert not launch.inline
+    with pytest.raises(UserError, match=r"hosts does not exist.*launch\.hostfile"):
+        launcher_command("stages.sft", launch)  # DeepSpeed would train on one machine
+    (tmp_path / "hosts").write_text("here slots=8\n")
     command = " ".join(launcher_command("stages.sft", launch))
     assert "deepspeed.launcher.runner --hostfile" in command
     assert "--num_gpus 8 --no_local_rank --module stages.sft" in command
