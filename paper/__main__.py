@@ -1,6 +1,6 @@
 """`make paper`: measure the findings and write the report.
 
-    python -m paper                 all findings, five seeds, 40 minutes on two fast cores
+    python -m paper                 all findings, five or eight seeds, 50 minutes on two fast cores
     python -m paper --quick         one seed and smaller sizes, minutes
     python -m paper --only k l      some of them
 
@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
 def chosen_scale(arguments: argparse.Namespace) -> Scale:
     """The sizes, with other seeds where the user wants them."""
     scale = QUICK if arguments.quick else FULL
-    return replace(scale, seeds=tuple(arguments.seeds)) if arguments.seeds else scale
+    if not arguments.seeds:
+        return scale
+    return replace(scale, seeds=tuple(arguments.seeds), further_seeds=())
 
 
 def write(results: list[Result], scale: Scale, minutes: float, folder: Path, where: Places) -> None:

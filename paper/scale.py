@@ -20,6 +20,8 @@ class Scale:
     """Sizes of one run of `make paper`."""
 
     seeds: tuple[int, ...]
+    further_seeds: tuple[int, ...]
+    """Of the findings whose models differ most from seed to seed; see `Finding.differs_by_seed`."""
     first_week: Counts
     """Prompts of the first batch of preferences: the pool of the reward-model findings."""
     later_weeks: Counts
@@ -47,6 +49,7 @@ class Scale:
 
 FULL = Scale(
     seeds=(1, 2, 3, 4, 5),
+    further_seeds=(6, 7, 8),
     first_week={Domain.helpfulness: 2700, Domain.safety: 1400},
     later_weeks={Domain.helpfulness: 350, Domain.safety: 240},
     rejection_sampling={Domain.helpfulness: 400, Domain.safety: 150},
@@ -62,6 +65,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     seeds=(1,),
+    further_seeds=(),
     first_week={Domain.helpfulness: 1600, Domain.safety: 800},
     later_weeks={Domain.helpfulness: 200, Domain.safety: 150},
     rejection_sampling={Domain.helpfulness: 240, Domain.safety: 100},

@@ -152,6 +152,7 @@ FINDINGS = (
                 "gold score on verse",
             ),
         ),
+        differs_by_seed=True,
         weight=10,
     ),
     Finding(
@@ -181,6 +182,7 @@ FINDINGS = (
                 reference=0.5,
             ),
         ),
+        differs_by_seed=True,
         weight=45,
     ),
     Finding(
@@ -200,6 +202,7 @@ FINDINGS = (
                 "gold score",
             ),
         ),
+        differs_by_seed=True,
         weight=2,
     ),
 )

@@ -66,11 +66,13 @@ def test_nineteen_findings_with_a_letter_each():
 
 
 def test_the_longest_chain_begins_and_seedless_findings_come_once():
-    jobs = all_jobs(chosen([]), (1, 2))
+    jobs = all_jobs(chosen([]), (1, 2), (3,))
     assert jobs[:2] == [Job("i", 1), Job("i", 2)]
     assert jobs.count(Job("s", 1)) == 1
     assert Job("s", 2) not in jobs
-    assert len(jobs) == 2 * 18 + 1
+    further = [job.letter for job in jobs if job.seed == 3]
+    assert sorted(further) == [*"ghijnq"]
+    assert len(jobs) == 2 * 18 + 1 + len(further)
 
 
 def test_an_unknown_letter_is_refused():
