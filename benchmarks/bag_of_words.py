@@ -256,7 +256,7 @@ def regression_points(
 
 def points(margins: NDArray[Any]) -> Points:
     """1 for a positive margin, 0.5 for none, 0 for a negative one."""
-    return (np.sign(margins) + 1) / 2
+    return (np.sign(margins.astype(np.float64)) + 1) / 2
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_buffers_of_the_collectives() -> None:
     assert gathered_weights(PARAMETERS_7B, engine(3), 8) == 2 * (1_000_000_000 + 50_000_000)
     assert reduction(seven, PARAMETERS_7B, engine(2), 8) == 2 * 2 * (50_000_000 + largest)
     assert reduction(seven, PARAMETERS_7B, engine(3), 8) == 2 * (50_000_000 + 3 * largest)
-    assert boundary(PARAMETERS_7B, engine(1), 8) == 6 * PARAMETERS_7B
+    assert boundary(PARAMETERS_7B, engine(1), 8) == 4 * PARAMETERS_7B
     assert boundary(PARAMETERS_7B, engine(0, "fp32"), 8) == 4 * 500_000_000
     assert boundary(PARAMETERS_7B, engine(2), 8) == 0
 
