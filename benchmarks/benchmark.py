@@ -40,9 +40,11 @@ class Benchmark:
     """The work of a race on a GPU, in bf16; None where there is none. Targets are for the CPU."""
 
     def raced_on(self, device: Device) -> "Benchmark | None":
-        """This benchmark as it is run on such a device."""
-        if device == "cpu" or self.on_gpu is None:
-            return self if device == "cpu" else None
+        """This benchmark as it is run on such a device; None where it has no race there."""
+        if device == "cpu":
+            return self
+        if self.on_gpu is None:
+            return None
         sides = tuple(replace(side, target=None) for side in self.sides)
         return replace(self, size=self.on_gpu, sides=sides)
 

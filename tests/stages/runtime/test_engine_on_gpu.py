@@ -1,10 +1,10 @@
-"""The engine on a GPU: `pytest -m gpu tests/stages`. Twins are the same engine on the CPU's side of
-the machine, in fp32."""
+"""The engine on a GPU: `pytest -m gpu tests/stages`. Its twin is plain torch on the CPU in fp32."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from runtime_toys.models import plain_adamw
 
 from kernels.attention import Documents
 from kernels.generation import Sampling, generate
@@ -69,13 +69,7 @@ def train(trained: Engine, rank: Rank, steps: range) -> list[float]:
 def plain_losses() -> list[float]:
     """Torch alone, on the CPU."""
     module, losses = model(), []
-    matrices = [p for p in module.parameters() if p.dim() > 1]
-    vectors = [p for p in module.parameters() if p.dim() == 1]
-    adamw = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        eps=1e-5,
-    )
+    adamw = plain_adamw(module)
     for step in range(NUM_STEPS):
         for group in adamw.param_groups:
             group["lr"] = SCHEDULE(step)
@@ -100,7 +94,7 @@ def test_training_follows_plain_torch_on_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_resumed_run_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
-    """To the bit here: no kernel of this model adds in a random order but the embedding's."""
+    """The random numbers to the bit, the losses up to kernels that add in a random order."""
     rank = process_group()
     seed_everything(5)
     straight = engine(rank, SETTINGS[name])

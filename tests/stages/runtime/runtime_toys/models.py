@@ -47,16 +47,21 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens, (tokens * 7 + 3) % VOCABULARY
 
 
-def train_plainly(num_steps: int) -> tuple[list[float], dict[str, Tensor]]:
-    """The twin of `train`: torch alone, the global batch at once."""
-    module = Toy()
+def plain_adamw(module: nn.Module) -> torch.optim.AdamW:
+    """The paper's AdamW (§2.2), written out: matrices decay, vectors do not."""
     matrices = [p for p in module.parameters() if p.dim() > 1]
     vectors = [p for p in module.parameters() if p.dim() == 1]
-    adamw = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
         betas=(0.9, 0.95),
         eps=1e-5,
     )
+
+
+def train_plainly(num_steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    """The twin of `train`: torch alone, the global batch at once."""
+    module = Toy()
+    adamw = plain_adamw(module)
     losses = []
     for step in range(num_steps):
         for group in adamw.param_groups:
