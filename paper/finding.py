@@ -116,9 +116,6 @@ class Finding:
     """What the reader should know: where the sandbox differs, what was tried."""
     every_seed: bool = True
     """False where the numbers are the same for every seed."""
-    differs_by_seed: bool = False
-    """Whether it is measured on further seeds: its models are generations of fine-tuning on their
-    own samples, and one seed's end far from another's."""
     weight: float = 1.0
     """About how much of a run it takes beside what earlier findings made; for the time left."""
 

@@ -39,9 +39,6 @@ def overview(results: Sequence[Result], scale: Scale, minutes: float) -> Section
     counts = Counter(r.verdict for r in results)
     facts: dict[str, Cell] = {v.value: str(counts[v]) for v in Verdict}
     facts["seeds"] = ", ".join(map(str, scale.seeds))
-    if further := [r.finding.letter for r in results if r.finding.differs_by_seed]:
-        more = ", ".join(map(str, scale.further_seeds))
-        facts["and for " + ", ".join(further)] = more or "the same"
     facts["this run"] = f"{minutes:.0f} minutes"
     rows = [
         (f"({r.finding.letter})", r.finding.paper, r.finding.claim, verdict_mark(r))

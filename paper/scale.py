@@ -20,8 +20,6 @@ class Scale:
     """Sizes of one run of `make paper`."""
 
     seeds: tuple[int, ...]
-    further_seeds: tuple[int, ...]
-    """Of the findings whose models differ most from seed to seed; see `Finding.differs_by_seed`."""
     first_week: Counts
     """Prompts of the first batch of preferences: the pool of the reward-model findings."""
     later_weeks: Counts
@@ -42,14 +40,13 @@ class Scale:
     ghost_attention: Counts
     """Prompts that are joined to Ghost Attention's dialogues."""
     distilled_prompts: int
-    """Adversarial prompts of context distillation."""
+    """Adversarial prompts of context distillation: a quarter of the harmless ones beside them."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Other values of the recipe, nested as in a recipe's file."""
 
 
 FULL = Scale(
-    seeds=(1, 2, 3, 4, 5),
-    further_seeds=(6, 7, 8),
+    seeds=(1, 2, 3, 4, 5, 6, 7, 8),
     first_week={Domain.helpfulness: 2700, Domain.safety: 1400},
     later_weeks={Domain.helpfulness: 350, Domain.safety: 240},
     rejection_sampling={Domain.helpfulness: 400, Domain.safety: 150},
@@ -61,11 +58,10 @@ FULL = Scale(
     sweep_prompts={Domain.helpfulness: 160},
     sweep_samples=16,
     ghost_attention={Domain.helpfulness: 1500},
-    distilled_prompts=400,
+    distilled_prompts=100,
 )
 QUICK = Scale(
     seeds=(1,),
-    further_seeds=(),
     first_week={Domain.helpfulness: 1600, Domain.safety: 800},
     later_weeks={Domain.helpfulness: 200, Domain.safety: 150},
     rejection_sampling={Domain.helpfulness: 240, Domain.safety: 100},
@@ -77,7 +73,7 @@ QUICK = Scale(
     sweep_prompts={Domain.helpfulness: 40},
     sweep_samples=16,
     ghost_attention={Domain.helpfulness: 1000},
-    distilled_prompts=250,
+    distilled_prompts=60,
 )
 
 MODEL_SIZES: dict[str, ModelSettings] = {

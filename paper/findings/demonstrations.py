@@ -165,7 +165,6 @@ FINDINGS = (
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),),
-        differs_by_seed=True,
         weight=9,
     ),
     Finding(
@@ -191,7 +190,6 @@ FINDINGS = (
         distillation,
         (Effect("distilled, helpfulness", "gold helpfulness, distilled minus own samples"),),
         (Chart("bars", {d.value: d.value for d in Domain}, "model", "gold score"),),
-        differs_by_seed=True,
         weight=5,
     ),
 )

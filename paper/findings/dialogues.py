@@ -9,7 +9,7 @@ from data_contracts.base import Contract
 from data_contracts.ratings import Domain
 from paper import gold
 from paper.finding import Chart, Effect, Estimate, Estimates, Finding, paired
-from paper.findings.demonstrations import HELD, levels
+from paper.findings.demonstrations import CLOSE_ANSWERS, HELD, levels
 from paper.lab import Lab
 from stages.models.retention import RETENTION
 
@@ -110,10 +110,12 @@ def settings_of(settings: Contract) -> dict[str, Any]:
 
 
 def context_distillation(lab: Lab) -> Estimates:
-    """Fine-tuned on answers from behind a preprompt: none, the same for all, by risk category."""
+    """Learnt beside V1's best answers to harmless prompts: no distilled answer, those from behind
+    a preprompt that is the same for all, those from behind the risk category's.
+    """
     talking = lab.with_dialogues()
     judge = talking.output(1, "reward_model-safety")
-    models = {"none": talking.sft}
+    models = {"none": with_distilled(talking, ())}
     for method in ("untargeted", "targeted"):
         made = talking.made(
             "safety_distillation",
@@ -123,10 +125,12 @@ def context_distillation(lab: Lab) -> Estimates:
             policy=talking.sft,
             safety_rm=judge,
         )
-        models[method] = further_tuned(talking, talking.sft, made.outputs["demonstrations"])
+        models[method] = with_distilled(talking, (made.outputs["demonstrations"],))
     scores: dict[str, dict[Domain, gold.ByPrompt]] = {}
     for name, model in models.items():
-        rows = gold.answers(talking, model, helpfulness_rm=judge, safety_rm=judge)
+        rows = gold.answers(
+            talking, model, helpfulness_rm=judge, safety_rm=judge, num_samples=CLOSE_ANSWERS
+        )
         scores[name] = {domain: gold.by_prompt(rows, domain) for domain in Domain}
     estimates = levels(scores)
     targeted = scores["targeted"]
@@ -135,6 +139,17 @@ def context_distillation(lab: Lab) -> Estimates:
     kept = paired(targeted[Domain.helpfulness], scores["none"][Domain.helpfulness])
     estimates["helpfulness held"] = Estimate(HELD + kept.value, kept.error)
     return estimates
+
+
+def with_distilled(talking: Lab, distilled: tuple[ArtifactRef, ...]) -> ArtifactRef:
+    """V1's model by rejection sampling on harmless prompts, with these demonstrations beside."""
+    return talking.varied(
+        1,
+        "rejection_sampling",
+        num_prompts={Domain.helpfulness: talking.scale.rejection_sampling[Domain.helpfulness]},
+        num_samples=talking.scale.num_samples,
+        extra_demonstrations=distilled,
+    ).outputs["model"]
 
 
 FINDINGS = (
@@ -160,9 +175,11 @@ FINDINGS = (
         "o",
         "Figure 16",
         "Distilling answers given behind a safety preprompt makes the model safer, most with a "
-        "template for the risk category.",
-        "The SFT model fine-tuned on its own answers from behind a generic preprompt, or behind "
-        "the category's template, where the Safety RM prefers them to the plain answer.",
+        "template for the risk category, and helpfulness is held.",
+        "V1's rejection sampling on harmless prompts learns beside its best answers what the SFT "
+        "model answers to adversarial prompts from behind a generic preprompt, or behind the "
+        "category's template, where the Safety RM prefers it to the plain answer. Held means: "
+        f"gold helpfulness falls by less than {HELD}.",
         context_distillation,
         (
             Effect("distilled", "gold safety, targeted minus none"),

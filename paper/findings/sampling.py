@@ -138,7 +138,6 @@ FINDINGS = (
             Chart("lines", {"SFT": "SFT", "V5": "V5"}, "temperature", "best of 16, reward"),
             Chart("bars", {"best T": "best temperature"}, "model", "temperature"),
         ),
-        differs_by_seed=True,
         weight=4,
     ),
 )

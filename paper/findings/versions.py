@@ -152,7 +152,6 @@ FINDINGS = (
                 "gold score on verse",
             ),
         ),
-        differs_by_seed=True,
         weight=10,
     ),
     Finding(
@@ -182,7 +181,6 @@ FINDINGS = (
                 reference=0.5,
             ),
         ),
-        differs_by_seed=True,
         weight=45,
     ),
     Finding(
@@ -202,7 +200,6 @@ FINDINGS = (
                 "gold score",
             ),
         ),
-        differs_by_seed=True,
         weight=2,
     ),
 )

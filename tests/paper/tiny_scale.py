@@ -5,7 +5,6 @@ from paper.scale import Scale
 
 TINY = Scale(
     seeds=(1,),
-    further_seeds=(),
     first_week={Domain.helpfulness: 60, Domain.safety: 40},
     later_weeks={Domain.helpfulness: 24, Domain.safety: 16},
     rejection_sampling={Domain.helpfulness: 12, Domain.safety: 8},
