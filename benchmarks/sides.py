@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.machine import Device
 from benchmarks.peers import Peer
 from benchmarks.turns import Round, Turns
+from stages.runtime.distributed import LAUNCHER_VARIABLES
 
 _PATIENCE_SECONDS = 280
 """Longest that a side may take to set up, or for one round."""
@@ -65,6 +66,8 @@ def in_turn(
     Raises SideFailedError with what the side printed.
     """
     os.environ.update(_ENVIRONMENT, OMP_NUM_THREADS=str(num_threads))
+    for variable in (*LAUNCHER_VARIABLES, "LOCAL_RANK"):
+        os.environ.pop(variable, None)  # a side would take itself for a rank
     # One card: with more, Trainer would split each batch over them, and TRL refuses.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if device == "cuda" else ""

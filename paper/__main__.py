@@ -1,6 +1,6 @@
 """`make paper`: measure the findings and write the report.
 
-    python -m paper                 all findings, eight seeds, 50 minutes on two fast cores
+    python -m paper                 all findings, five or eight seeds, 45 minutes on two fast cores
     python -m paper --quick         one seed and smaller sizes, minutes
     python -m paper --only k l      some of them
 
@@ -71,7 +71,8 @@ def chosen_scale(arguments: argparse.Namespace) -> Scale:
     scale = QUICK if arguments.quick else FULL
     if not arguments.seeds:
         return scale
-    return replace(scale, seeds=tuple(arguments.seeds))
+    seeds = tuple(arguments.seeds)
+    return replace(scale, seeds=seeds, num_seeds_of_long=len(seeds))
 
 
 def write(results: list[Result], scale: Scale, minutes: float, folder: Path, where: Places) -> None:

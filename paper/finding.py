@@ -116,6 +116,8 @@ class Finding:
     """What the reader should know: where the sandbox differs, what was tried."""
     every_seed: bool = True
     """False where the numbers are the same for every seed."""
+    takes_long: bool = False
+    """Whether it is measured on fewer seeds, so that all of them fit into an hour."""
     weight: float = 1.0
     """About how much of a run it takes beside what earlier findings made; for the time left."""
 

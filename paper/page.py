@@ -39,6 +39,9 @@ def overview(results: Sequence[Result], scale: Scale, minutes: float) -> Section
     counts = Counter(r.verdict for r in results)
     facts: dict[str, Cell] = {v.value: str(counts[v]) for v in Verdict}
     facts["seeds"] = ", ".join(map(str, scale.seeds))
+    if long := [r.finding.letter for r in results if r.finding.takes_long]:
+        first = scale.seeds[: scale.num_seeds_of_long]
+        facts["those of " + ", ".join(long)] = ", ".join(map(str, first))
     facts["this run"] = f"{minutes:.0f} minutes"
     rows = [
         (f"({r.finding.letter})", r.finding.paper, r.finding.claim, verdict_mark(r))

@@ -49,7 +49,7 @@ def run_findings(
 ) -> list[Result]:
     """Every finding over every seed. A job that fails leaves its finding open, with the reason."""
     findings = chosen(letters)
-    jobs = all_jobs(findings, scale.seeds)
+    jobs = all_jobs(findings, scale)
     progress = Progress(jobs)
     outcomes: list[Outcome] = []
     # spawned: torch's threads do not survive a fork
@@ -74,14 +74,21 @@ def chosen(letters: Sequence[str]) -> list[Finding]:
     return [f for letter, f in known.items() if not letters or letter in letters]
 
 
-def all_jobs(findings: Sequence[Finding], seeds: Sequence[int]) -> list[Job]:
+def all_jobs(findings: Sequence[Finding], scale: Scale) -> list[Job]:
     """Seed after seed for each finding, in an order that keeps processes out of each other's way:
     the longest chain first, then what needs nothing of it.
 
     Findings that do not depend on the seed come once.
     """
     order = sorted(findings, key=lambda f: (FIRST + f.letter).index(f.letter))
-    return [Job(f.letter, seed) for f in order for seed in (seeds if f.every_seed else seeds[:1])]
+    return [Job(f.letter, seed) for f in order for seed in seeds_of(f, scale)]
+
+
+def seeds_of(finding: Finding, scale: Scale) -> Sequence[int]:
+    """The seeds that a finding is measured on."""
+    if not finding.every_seed:
+        return scale.seeds[:1]
+    return scale.seeds[: scale.num_seeds_of_long] if finding.takes_long else scale.seeds
 
 
 class Progress:

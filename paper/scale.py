@@ -20,6 +20,8 @@ class Scale:
     """Sizes of one run of `make paper`."""
 
     seeds: tuple[int, ...]
+    num_seeds_of_long: int
+    """The first so many are those of findings that take long; see `Finding.takes_long`."""
     first_week: Counts
     """Prompts of the first batch of preferences: the pool of the reward-model findings."""
     later_weeks: Counts
@@ -47,6 +49,7 @@ class Scale:
 
 FULL = Scale(
     seeds=(1, 2, 3, 4, 5, 6, 7, 8),
+    num_seeds_of_long=5,
     first_week={Domain.helpfulness: 2700, Domain.safety: 1400},
     later_weeks={Domain.helpfulness: 350, Domain.safety: 240},
     rejection_sampling={Domain.helpfulness: 400, Domain.safety: 150},
@@ -62,6 +65,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     seeds=(1,),
+    num_seeds_of_long=1,
     first_week={Domain.helpfulness: 1600, Domain.safety: 800},
     later_weeks={Domain.helpfulness: 200, Domain.safety: 150},
     rejection_sampling={Domain.helpfulness: 240, Domain.safety: 100},

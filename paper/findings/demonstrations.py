@@ -179,6 +179,7 @@ FINDINGS = (
             for d in Domain
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "demonstrations", "gold score"),),
+        takes_long=True,
         weight=4,
     ),
     Finding(

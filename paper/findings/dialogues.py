@@ -169,6 +169,7 @@ FINDINGS = (
         ),
         (Chart("lines", {"with": "with", "without": "without"}, "turn", "instruction kept"),),
         notes="It fades here, turn by turn, where the paper's stays at 100 %.",
+        takes_long=True,
         weight=12,
     ),
     Finding(
@@ -187,6 +188,7 @@ FINDINGS = (
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
+        takes_long=True,
         weight=7,
     ),
 )

@@ -183,6 +183,7 @@ FINDINGS = (
                 "RM score, all prompts",
             ),
         ),
+        takes_long=True,
         weight=16,
     ),
     Finding(
@@ -198,6 +199,7 @@ FINDINGS = (
             Effect("whitening", "gold score of both domains, whitened minus not"),
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "run", "gold score"),),
+        takes_long=True,
         weight=18,
     ),
 )

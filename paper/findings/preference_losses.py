@@ -130,6 +130,7 @@ FINDINGS = (
         margins,
         (Effect("large, clear pairs", "accuracy on clear pairs, large margin minus none"),),
         (Chart("bars", {"clear pairs": "clear", "all pairs": "all"}, "margin", "accuracy"),),
+        takes_long=True,
         weight=8,
     ),
     Finding(

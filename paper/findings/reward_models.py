@@ -192,6 +192,7 @@ FINDINGS = (
             Chart("lines", {"large model": "data"}, "share of the pairs", "accuracy"),
             Chart("lines", {"all pairs": "size"}, "size of the model", "accuracy"),
         ),
+        takes_long=True,
         weight=14,
     ),
     Finding(

@@ -1,5 +1,7 @@
 """One seed's pipeline is run no further than what is asked for."""
 
+from dataclasses import replace
+
 import pytest
 from tiny_scale import TINY
 
@@ -66,11 +68,13 @@ def test_nineteen_findings_with_a_letter_each():
 
 
 def test_the_longest_chain_begins_and_seedless_findings_come_once():
-    jobs = all_jobs(chosen([]), (1, 2))
-    assert jobs[:2] == [Job("i", 1), Job("i", 2)]
+    jobs = all_jobs(chosen([]), replace(TINY, seeds=(1, 2, 3), num_seeds_of_long=2))
+    assert jobs[:3] == [Job("i", 1), Job("i", 2), Job("i", 3)]
     assert jobs.count(Job("s", 1)) == 1
     assert Job("s", 2) not in jobs
-    assert len(jobs) == 2 * 18 + 1
+    long = [job.letter for job in jobs if job.seed == 2 and Job(job.letter, 3) not in jobs]
+    assert sorted(long) == [*"adklmop"]
+    assert len(jobs) == 3 * 18 - len(long) + 1
 
 
 def test_an_unknown_letter_is_refused():

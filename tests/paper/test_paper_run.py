@@ -15,10 +15,6 @@ from paper.__main__ import summary, write
 from paper.findings import FINDINGS
 from paper.runner import run_findings
 
-NEED_A_CHAT_MODEL = "mo"
-"""Their stages keep whole answers alone, and the tiny model never ends one."""
-RUN = [finding for finding in FINDINGS if finding.letter not in NEED_A_CHAT_MODEL]
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
@@ -26,8 +22,8 @@ def test_findings_run_and_are_on_the_page(tmp_path):
     where = places(str(tmp_path / "home"))
     prepare(where)
     lines: list[str] = []
-    results = run_findings(where.home, TINY, [f.letter for f in RUN], 2, lines.append)
-    assert [r.finding.letter for r in results] == [f.letter for f in RUN]
+    results = run_findings(where.home, TINY, [f.letter for f in FINDINGS], 2, lines.append)
+    assert [r.finding.letter for r in results] == [f.letter for f in FINDINGS]
     assert {r.finding.letter: r.failures for r in results if r.failures} == {}
     for result in results:
         assert len(result.effects) == len(result.finding.effects), result.finding.letter
@@ -35,10 +31,10 @@ def test_findings_run_and_are_on_the_page(tmp_path):
 
     write(results, TINY, 1.0, tmp_path / "report", where)
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
-    assert all(f"({f.letter})" in page and f.paper in page for f in RUN)
+    assert all(f"({f.letter})" in page and f.paper in page for f in FINDINGS)
     assert page.count("<svg ") >= len(results)
     records = json.loads((tmp_path / "report" / "findings.json").read_text("utf-8"))
-    assert [r["finding"] for r in records] == [f.letter for f in RUN]
+    assert [r["finding"] for r in records] == [f.letter for f in FINDINGS]
     assert f"{len(results)} reproduced" in summary(results, tmp_path)
     assert (where.local / "mlflow" / "mlflow.db").exists()
 

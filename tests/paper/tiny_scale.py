@@ -5,6 +5,7 @@ from paper.scale import Scale
 
 TINY = Scale(
     seeds=(1,),
+    num_seeds_of_long=1,
     first_week={Domain.helpfulness: 60, Domain.safety: 40},
     later_weeks={Domain.helpfulness: 24, Domain.safety: 16},
     rejection_sampling={Domain.helpfulness: 12, Domain.safety: 8},
@@ -33,11 +34,12 @@ TINY = Scale(
         "tokenizer": {"vocab_size": 512},
         "pretrain": {
             "model": {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_hidden": 64},
-            "num_tokens": 20_480,
+            "num_tokens": 81_920,
             "warmup_steps": 2,
             "num_validation_sequences": 8,
         },
-        "sft": {"num_epochs": 1, "overlong": "drop"},
+        # until most answers end: only such are learnt by what follows
+        "sft": {"num_epochs": 8, "learning_rate": 3e-3, "overlong": "drop"},
         "rejection_sampling": {"finetuning": {"num_epochs": 1}},
         "ppo": {
             "mini_batch_size": 8,
