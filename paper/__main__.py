@@ -1,6 +1,6 @@
 """`make paper`: measure the findings and write the report.
 
-    python -m paper                 all findings, five or eight seeds, 45 minutes on two fast cores
+    python -m paper                 all findings, five or eight seeds, 50 minutes on two fast cores
     python -m paper --quick         one seed and smaller sizes, minutes
     python -m paper --only k l      some of them
 
