@@ -165,7 +165,7 @@ FINDINGS = (
             Effect("helpfulness held", f"{HELD} plus the change of gold helpfulness"),
         ),
         (Chart("lines", {d.value: d.value for d in Domain}, "safety prompts", "gold score"),),
-        weight=9,
+        weight=7,
     ),
     Finding(
         "p",

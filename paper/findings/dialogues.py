@@ -170,7 +170,7 @@ FINDINGS = (
         (Chart("lines", {"with": "with", "without": "without"}, "turn", "instruction kept"),),
         notes="It fades here, turn by turn, where the paper's stays at 100 %.",
         takes_long=True,
-        weight=12,
+        weight=20,
     ),
     Finding(
         "o",
@@ -189,6 +189,6 @@ FINDINGS = (
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "preprompt", "gold score"),),
         takes_long=True,
-        weight=7,
+        weight=11,
     ),
 )

@@ -184,7 +184,7 @@ FINDINGS = (
             ),
         ),
         takes_long=True,
-        weight=16,
+        weight=12,
     ),
     Finding(
         "l",
@@ -200,6 +200,6 @@ FINDINGS = (
         ),
         (Chart("bars", {d.value: d.value for d in Domain}, "run", "gold score"),),
         takes_long=True,
-        weight=18,
+        weight=11,
     ),
 )

@@ -131,7 +131,7 @@ FINDINGS = (
         (Effect("large, clear pairs", "accuracy on clear pairs, large margin minus none"),),
         (Chart("bars", {"clear pairs": "clear", "all pairs": "all"}, "margin", "accuracy"),),
         takes_long=True,
-        weight=8,
+        weight=9,
     ),
     Finding(
         "e",

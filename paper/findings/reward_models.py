@@ -193,7 +193,7 @@ FINDINGS = (
             Chart("lines", {"all pairs": "size"}, "size of the model", "accuracy"),
         ),
         takes_long=True,
-        weight=14,
+        weight=9,
     ),
     Finding(
         "b",

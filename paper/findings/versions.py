@@ -152,7 +152,7 @@ FINDINGS = (
                 "gold score on verse",
             ),
         ),
-        weight=10,
+        weight=8,
     ),
     Finding(
         "i",
