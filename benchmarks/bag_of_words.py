@@ -217,7 +217,11 @@ def trained_anew(
     """The held-out rows, and the points of a reward model trained as the stage trains it."""
     config = subject.config.model_copy(update={"continue_from": None})
     with TemporaryDirectory(prefix="folds-") as folder:
-        work = WorkDir(Path(folder), process_group(), subject.store)
+        # Checkpoints lie beside an attempt: in a folder of its own, no fold finds another's and
+        # goes on from a model that has learnt what this one holds out.
+        attempt = Path(folder) / "attempt-1"
+        attempt.mkdir()
+        work = WorkDir(attempt, process_group(), subject.store)
         seed_everything(config.seed)
         model, tokenizer = start(config, work)
         max_tokens = min(config.max_tokens, model.config.max_seq_len)

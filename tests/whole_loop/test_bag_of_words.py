@@ -1,7 +1,10 @@
 """The reward models of a home beside the words of the answers."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -14,6 +17,7 @@ from benchmarks.bag_of_words import (
     main,
     measured,
     subject_of,
+    trained_anew,
 )
 from data_contracts.ledger import Ledger
 from data_contracts.ratings import Domain
@@ -76,3 +80,19 @@ def test_in_folds_every_pair_is_held_out_once_and_no_question_is_on_both_sides(h
     assert {c.num_pairs for c in found} == {len(subject.rows)}
     assert len({c.own for c in found}) == 1
     assert 0 < found[0].own < 1
+
+
+def test_trained_anew_on_the_same_pairs_it_is_the_model_of_the_stage(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    subject = of_home(home, 1, Domain.safety)
+    assert subject.config.continue_from is None
+    _, held_out, own = measured(subject)
+    often = subject.config.model_copy(update={"checkpoint_every": 1})
+    other_fold = next(folds_of(subject.rows, 2))
+    trained_anew(replace(subject, config=often), other_fold)
+    again, points = trained_anew(replace(subject, config=often), subject.rows)
+    assert again == held_out
+    assert np.array_equal(points, own)
+    assert not any(tmp_path.iterdir()), "a fold leaves nothing that the next one could go on from"
