@@ -39,6 +39,12 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The home of `new_walk`'s walks."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def new_walk(tmp_path: Path, fakes: None) -> Callable[..., Walk]:
     """Walks over one home that tell MLflow nothing."""
 

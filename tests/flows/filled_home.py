@@ -16,6 +16,8 @@ from flows.runner import Walk
 
 NewWalk = Callable[..., Walk]
 SMALL = ["num_versions=1"]
+NODE = "v1/reward_model-safety"
+"""What `two_results` makes twice."""
 
 
 def rlhf(home: Path, *arguments: str) -> Result:
@@ -46,9 +48,6 @@ def to_run(recipe: Recipe, home: Path) -> dict[str, str]:
 def reason_of(recipe: Recipe, home: Path, node: str) -> str:
     store = Store.open(home)
     return next(s.reason for s in plan(recipe, store, Ledger(store)) if str(s.node.id) == node)
-
-
-NODE = "v1/reward_model-safety"
 
 
 def two_results(new_walk: NewWalk, home: Path) -> tuple[Recipe, tuple[str, str], tuple[str, str]]:

@@ -19,11 +19,6 @@ from stages.runtime.attempts import new_attempt
 from stages.runtime.stage import stage_module
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
 def age(home: Path, days: float) -> None:
     then = time.time() - days * 86_400
     for path in home.rglob("*"):

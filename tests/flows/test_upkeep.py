@@ -19,11 +19,6 @@ from flows.planner import plan
 from flows.recipe import load_recipe
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
 def test_history_lists_heads_with_digests_and_times(new_walk: NewWalk, home: Path) -> None:
     _, first, second = two_results(new_walk, home)
     result = rlhf(home, "history", "--version", "1", "--stage", "reward_model", "--json")
